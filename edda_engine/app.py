@@ -1,0 +1,229 @@
+"""``EddaApp``: the asyncio front door."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from edda_engine.client import Client, Ended, Instance, Page, cancel_with
+from edda_engine.core.events import HistoryEvent
+from edda_engine.core.ports import NewInstance, current_place
+from edda_engine.core.retrying import RetryPolicy
+from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, ResultTimeoutError, UsageError
+from edda_engine.hooks import WorkflowHooks
+from edda_engine.runtime.attempts import Attempt
+from edda_engine.runtime.engine import Engine
+from edda_engine.runtime.probes import Probe, no_probe
+from edda_engine.settings import EngineSettings
+from edda_engine.storage.database import Database
+from edda_engine.storage.instances import insert_instance
+from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, running_apps
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_SECONDS = 0.02
+_LONGEST_PAUSE_SECONDS = 1.0
+
+
+class EddaApp:
+    """Durable workflows in an asyncio application.
+
+    ::
+
+        async with EddaApp(service_name="users", db_url="sqlite:///users.db") as app:
+            instance_id = await register.start(user_id=1)
+            print(await app.result(instance_id))
+
+    :param service_name: Only workers of the same service run its instances.
+    :param db_url: ``sqlite:///file.db`` or ``postgresql://...``.
+    :param default_retry_policy: For activities without one of their own.
+    :param hooks: Told what happens; see :class:`~edda_engine.hooks.HooksBase`.
+    :param options: Any other setting of :class:`~edda_engine.settings.EngineSettings`.
+    """
+
+    def __init__(
+        self,
+        service_name: str = "edda",
+        db_url: str = "sqlite:///edda.db",
+        default_retry_policy: RetryPolicy | None = None,
+        *,
+        hooks: WorkflowHooks | None = None,
+        probe: Probe = no_probe,
+        **options: Any,
+    ) -> None:
+        self.settings = _settings(service_name=service_name, default_retry_policy=default_retry_policy, **options)
+        self._database = Database.from_url(db_url)
+        self._client = Client(self._database, self.settings)
+        self._hooks, self._probe = hooks, probe
+        self._engine: Engine | None = None
+
+    async def initialize(self, *, timeout: float = 30.0) -> None:
+        """Upgrade the tables and begin to work; interrupted instances go on by themselves.
+
+        :param timeout: Seconds to wait for a database that does not answer yet.
+        :raises DatabaseUnavailableError: it did not answer in time.
+        """
+        if self._engine is not None:
+            return
+        engine = Engine(self._database, self.settings, hooks=self._hooks, application=self, probe=self._probe)
+        try:
+            await asyncio.wait_for(engine.start(), timeout)
+        except TimeoutError as error:
+            await engine.stop(0)
+            raise DatabaseUnavailableError(
+                f"The database did not answer within {timeout:g} s. Check db_url and the server, then initialize() again."
+            ) from error
+        except BaseException:
+            await engine.stop(0)
+            raise
+        self._engine = engine
+        running_apps.append(self)
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let running activities finish, hand everything else back, close all connections.
+
+        :param timeout: Seconds for running activities; the setting ``shutdown_seconds`` if not given.
+        """
+        engine, self._engine = self._engine, None
+        if self in running_apps:
+            running_apps.remove(self)
+        if engine is not None:
+            await engine.stop(timeout)
+
+    async def __aenter__(self) -> EddaApp:
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    @property
+    def worker_id(self) -> str:
+        """The id of this process as a worker."""
+        return self._running().worker_id
+
+    async def start(self, workflow: DeclaredWorkflow[..., Any], *args: Any, **kwargs: Any) -> str:
+        """Enqueue a run of *workflow* and return its instance id; the same as ``await workflow.start(...)``."""
+        return await self.start_with(workflow, StartOptions(), args, kwargs)
+
+    async def start_with(
+        self, workflow: DeclaredWorkflow[..., Any], options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str:
+        """Enqueue a run with options.
+
+        Inside an activity the start is part of its step; ``session=`` gives another transaction to join.
+        """
+        new = self._client.prepare(workflow, options, args, kwargs)
+        place = current_place.get()
+        if options.session is UNSET and isinstance(place, Attempt):
+            await self._start_in_activity(place, new)
+        elif options.session is UNSET or options.session is None:
+            await self._in_thread(lambda: self._client.write_start(new))
+            self._wake()
+        else:
+            await self._start_in_session(options.session, new)
+        return new.instance_id
+
+    async def _start_in_activity(self, attempt: Attempt, new: NewInstance) -> None:
+        attempt.start(new)
+        attempt.register_post_commit(self._wake)
+
+    async def _start_in_session(self, session: Any, new: NewInstance) -> None:
+        def insert(conn: Connection) -> None:
+            insert_instance(conn, new)
+
+        if isinstance(session, AsyncSession):
+            await (await session.connection()).run_sync(insert)
+        elif isinstance(session, AsyncConnection):
+            await session.run_sync(insert)
+        else:
+            raise UsageError(f"session= takes an AsyncSession or AsyncConnection, or None to commit at once, not {session!r}.")
+
+    async def result(self, instance_id: str, timeout: float | None = None) -> Any:
+        """Wait for a workflow to end and return what it returned.
+
+        :param timeout: Seconds to wait; ``None`` waits for ever, ``0`` only looks.
+        :raises ResultTimeoutError: the instance has not ended in time; it goes on running.
+        :raises WorkflowFailedError: it failed; ``__cause__`` is the original exception.
+        :raises WorkflowCancelledError: it was cancelled.
+        :raises InstanceNotFoundError: there is no such instance.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        ended = asyncio.Event()
+        pause = _FIRST_PAUSE_SECONDS
+        with self._running().completions.watching(instance_id, ended.set):
+            while True:
+                found = await self._in_thread(lambda: self._client.outcome(instance_id))
+                if isinstance(found, Ended):
+                    return found.value
+                left = pause if deadline is None else min(pause, deadline - loop.time())
+                if left <= 0:
+                    raise ResultTimeoutError(instance_id, timeout or 0.0, found)
+                try:
+                    await asyncio.wait_for(ended.wait(), left)
+                except TimeoutError:
+                    pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+                ended.clear()
+
+    async def get(self, instance_id: str) -> Instance:
+        """One instance, as the database shows it."""
+        return await self._in_thread(lambda: self._client.get(instance_id))
+
+    async def find_instances(self, **criteria: Any) -> Page:
+        """Instances that match (see :meth:`edda_engine.client.Client.find_instances`)."""
+        return await self._in_thread(functools.partial(self._client.find_instances, **criteria))
+
+    async def history(self, instance_id: str) -> list[HistoryEvent]:
+        """The recorded steps of an instance, in order."""
+        return await self._in_thread(lambda: self._client.history(instance_id))
+
+    async def cancel(self, instance_id: str, reason: str | None = None) -> bool:
+        """Cancel an instance; a running one stops at its next step. False if it has ended already."""
+        place = current_place.get()
+        if isinstance(place, Attempt):
+            session = place.session
+            if not isinstance(session, AsyncSession):
+                return cancel_with(session.connection(), instance_id, reason)
+            return await (await session.connection()).run_sync(lambda conn: cancel_with(conn, instance_id, reason))
+        done = await self._in_thread(lambda: self._client.cancel(instance_id, reason))
+        if done and self._engine is not None:
+            self._engine.ask_to_stop(instance_id)
+            self._engine.completions.announce(instance_id)
+        return done
+
+    async def retry(self, instance_id: str) -> bool:
+        """Take up a failed or blocked instance again; False if it needs no such help."""
+        done = await self._in_thread(lambda: self._client.retry(instance_id))
+        self._wake()
+        return done
+
+    def _running(self) -> Engine:
+        if self._engine is None:
+            raise ConfigurationError("This EddaApp is not running. Call `await app.initialize()` first, or use `async with`.")
+        return self._engine
+
+    def _wake(self) -> None:
+        if self._engine is not None:
+            self._engine.wake()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.to_thread(work)
+
+
+def _settings(**values: Any) -> EngineSettings:
+    try:
+        return EngineSettings(**values)
+    except ValueError as error:
+        raise ConfigurationError(f"EddaApp: {error}") from error

@@ -1,0 +1,325 @@
+"""Questions and requests about instances: what every front door offers, as plain functions on a database.
+
+Nothing here needs an engine in this process. The asyncio front door calls these off its loop, the Flask one in
+the caller's thread. Connections are held for one query, never while waiting.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.engine import RowMapping
+from sqlalchemy.exc import DBAPIError
+
+from edda_engine.core.codec import parse
+from edda_engine.core.events import HistoryEvent
+from edda_engine.core.failures import decode_error
+from edda_engine.core.ports import NewInstance
+from edda_engine.core.status import Status
+from edda_engine.errors import (
+    DatabaseUnavailableError,
+    InstanceNotFoundError,
+    UsageError,
+    WorkflowCancelledError,
+    WorkflowFailedError,
+)
+from edda_engine.settings import EngineSettings
+from edda_engine.storage import history, instances, workers
+from edda_engine.storage.database import Database, is_outage
+from edda_engine.workflow import DeclaredWorkflow, StartOptions, workflows
+
+T = TypeVar("T")
+
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One run of a workflow, as the database shows it. Instants are aware and in UTC.
+
+    ``error`` is the failure of a failed instance. On one that has not ended it says what keeps it from going on
+    (see :attr:`is_blocked`).
+    """
+
+    instance_id: str
+    workflow_name: str
+    service: str
+    status: Status
+    input: Any = field(hash=False)
+    output: Any = field(hash=False)
+    error: dict[str, Any] | None = field(hash=False)
+    source_hash: str
+    priority: int
+    wake_at: datetime | None
+    locked_by: str | None
+    lock_expires_at: datetime | None
+    lock_epoch: int
+    lock_timeout_seconds: float
+    parent_instance_id: str | None
+    continued_from: str | None
+    cancel_requested_at: datetime | None
+    cancel_reason: str | None
+    created_at: datetime
+    started_at: datetime | None
+    updated_at: datetime
+    completed_at: datetime | None
+    is_runnable: bool = True
+    """False when no registered worker of the service knows the workflow; it waits for one that does."""
+
+    @property
+    def is_blocked(self) -> bool:
+        """True when it has not ended and nobody will take it up before an operator acts."""
+        return not self.status.is_finished and self.wake_at is None
+
+    @property
+    def error_summary(self) -> str | None:
+        """``"Type: message"`` of the error, or ``None``."""
+        return None if self.error is None else f"{self.error.get('error_type')}: {self.error.get('message')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some instances, newest first; ``next_page_token`` is ``None`` on the last page."""
+
+    instances: tuple[Instance, ...]
+    next_page_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An instance has completed, with this result."""
+
+    value: Any
+
+
+class Client:
+    """The questions and requests of one application."""
+
+    def __init__(self, database: Database, settings: EngineSettings) -> None:
+        self._database, self._settings = database, settings
+
+    def prepare(
+        self, workflow: DeclaredWorkflow[..., Any], options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> NewInstance:
+        """Check and encode a start; nothing is written."""
+        return workflow.prepare(
+            options,
+            args,
+            kwargs,
+            service=self._settings.service_name,
+            default_lock_timeout=self._settings.lock_timeout_seconds,
+            max_payload_bytes=self._settings.max_payload_bytes,
+        )
+
+    def write_start(self, new: NewInstance) -> None:
+        """Write a start in a transaction of its own."""
+        self._write(lambda conn: instances.insert_instance(conn, new))
+
+    def get(self, instance_id: str) -> Instance:
+        """One instance.
+
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+
+        def look(conn: Connection) -> Instance:
+            row = instances.find(conn, instance_id)
+            if row is None:
+                raise InstanceNotFoundError(instance_id)
+            return _instance(row, workers.live_workflows(conn))
+
+        return self._read(look)
+
+    def find_instances(
+        self,
+        *,
+        status: Status | str | Collection[Status | str] | None = None,
+        workflow_name: str | None = None,
+        instance_id: str | None = None,
+        input_filters: Mapping[str, Any] | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+        page_token: str | None = None,
+    ) -> Page:
+        """Instances of this service that match everything given, newest first.
+
+        :param status: One status or several.
+        :param input_filters: ``{"order_id": 7, "customer.country": "SE"}``: equal values at dotted paths of the input.
+        :param started_after: ``start()`` was called at or after this aware instant; likewise *started_before*.
+        :param limit: At most 1000.
+        :param page_token: The ``next_page_token`` of the page before.
+        :raises UsageError: an unknown status, a naive time, or a token that is none.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise UsageError(f"find_instances(limit={limit}): between 1 and {MAX_PAGE}; ask for further pages with page_token.")
+        for name, moment in (("started_after", started_after), ("started_before", started_before)):
+            if moment is not None and moment.tzinfo is None:
+                raise UsageError(f"find_instances({name}={moment!r}): give an aware time, such as datetime.now(timezone.utc).")
+
+        def look(conn: Connection) -> Page:
+            rows = instances.listed(
+                conn,
+                service=self._settings.service_name,
+                statuses=_statuses(status),
+                workflow_name=workflow_name,
+                instance_id=instance_id,
+                input_filters=input_filters,
+                started_after=started_after,
+                started_before=started_before,
+                after=_decode_token(page_token) if page_token else None,
+                limit=limit + 1,
+            )
+            known = workers.live_workflows(conn)
+            found = tuple(_instance(row, known) for row in rows[:limit])
+            return Page(found, _encode_token(found[-1]) if len(rows) > limit else None)
+
+        return self._read(look)
+
+    def history(self, instance_id: str) -> list[HistoryEvent]:
+        """The recorded steps of an instance, in order.
+
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+
+        def look(conn: Connection) -> list[HistoryEvent]:
+            if instances.outcome(conn, instance_id) is None:
+                raise InstanceNotFoundError(instance_id)
+            return history.timeline(conn, instance_id)
+
+        return self._read(look)
+
+    def cancel(self, instance_id: str, reason: str | None = None) -> bool:
+        """Cancel an instance in a transaction of its own (see :func:`cancel_with`)."""
+        return self._write(lambda conn: cancel_with(conn, instance_id, reason))
+
+    def retry(self, instance_id: str) -> bool:
+        """Take up a failed or blocked instance again; a final failed step is tried anew.
+
+        :returns: False if the instance needs no such help: it is under way, or has ended otherwise.
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+
+        def take_up(conn: Connection) -> bool:
+            row = instances.find(conn, instance_id)
+            if row is None:
+                raise InstanceNotFoundError(instance_id)
+            if not instances.take_up_again(conn, instance_id):
+                return False
+            if row["status"] == Status.FAILED:
+                history.forget_last_failure(conn, instance_id)
+            return True
+
+        return self._write(take_up)
+
+    def outcome(self, instance_id: str) -> Ended | str:
+        """The result if the instance has completed, else a word about where it stands.
+
+        :raises InstanceNotFoundError: there is none of that id.
+        :raises WorkflowFailedError: it failed.
+        :raises WorkflowCancelledError: it was cancelled.
+        """
+        row = self._read(lambda conn: instances.outcome(conn, instance_id))
+        if row is None:
+            raise InstanceNotFoundError(instance_id)
+        match Status(row["status"]):
+            case Status.COMPLETED:
+                return Ended(_typed_result(row["workflow_name"], row["output"]))
+            case Status.FAILED:
+                recorded = parse(row["error"])
+                summary = f"{recorded.get('error_type')}: {recorded.get('message')}"
+                raise WorkflowFailedError(instance_id, row["workflow_name"], summary) from decode_error(recorded)
+            case Status.CANCELLED:
+                raise WorkflowCancelledError(instance_id, row["workflow_name"], row["cancel_reason"])
+            case status:
+                if row["error"] is not None:
+                    return f"{status}, and blocked: {parse(row['error']).get('message')}"
+                return str(status)
+
+    def _read(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self._database.read() as conn:
+                return work(conn)
+        except DBAPIError as error:
+            raise _clear(error) from error
+
+    def _write(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self._database.write(service=False) as conn:
+                return work(conn)
+        except DBAPIError as error:
+            raise _clear(error) from error
+
+
+def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
+    """Cancel an instance as part of a transaction.
+
+    One that nobody works on is cancelled by it; a running one is asked to stop, and does so at its next step.
+
+    :returns: False if it has ended already.
+    :raises InstanceNotFoundError: there is none of that id.
+    """
+    status = instances.request_cancel(conn, instance_id, reason)
+    if status is None:
+        raise InstanceNotFoundError(instance_id)
+    return status is Status.CANCELLED or not status.is_finished
+
+
+def _clear(error: DBAPIError) -> Exception:
+    first_line = str(error.orig).splitlines()[0] if str(error.orig) else type(error.orig).__name__
+    if is_outage(error):
+        return DatabaseUnavailableError(f"The database did not answer ({first_line}). Nothing was changed; try again.")
+    if "no such table" in first_line or "UndefinedTable" in type(error.orig).__name__:
+        return DatabaseUnavailableError(
+            f"The edda_ tables are not there ({first_line}). They are made when a worker starts, or by `flask edda upgrade`."
+        )
+    return error
+
+
+def _instance(row: RowMapping, known: Mapping[str, set[str]]) -> Instance:
+    values = dict(row)
+    for name in ("input", "output", "error"):
+        if values[name] is not None:
+            values[name] = parse(values[name])
+    values["status"] = status = Status(values["status"])
+    of_service = known.get(values["service"])
+    # Without any registered worker nothing can be said about one workflow in particular.
+    is_runnable = status.is_finished or of_service is None or values["workflow_name"] in of_service
+    return Instance(**values, is_runnable=is_runnable)
+
+
+def _typed_result(workflow_name: str, output: str | None) -> Any:
+    workflow = workflows.get(workflow_name)
+    if output is None:
+        return None
+    if workflow is None:
+        return parse(output)
+    return workflow.parameters.result.decode(output, owner=f"result of workflow {workflow_name!r}")
+
+
+def _statuses(given: Status | str | Collection[Status | str] | None) -> list[Status] | None:
+    if given is None:
+        return None
+    words = [given] if isinstance(given, str) else list(given)
+    try:
+        return [Status(word) for word in words]
+    except ValueError as error:
+        raise UsageError(f"{error}; statuses are {', '.join(Status)}.") from None
+
+
+def _encode_token(last: Instance) -> str:
+    text = json.dumps([last.created_at.isoformat(), last.instance_id])
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _decode_token(token: str) -> tuple[datetime, str]:
+    try:
+        moment, instance_id = json.loads(base64.urlsafe_b64decode(token.encode()))
+        return datetime.fromisoformat(moment), str(instance_id)
+    except ValueError as error:
+        raise UsageError(f"page_token {token[:40]!r} is not one that find_instances() returned; leave it out to begin anew.") from error

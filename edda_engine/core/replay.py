@@ -1,0 +1,142 @@
+"""Replay: history in; for each call of the body either its recorded outcome or "do it".
+
+How it thinks. A body is a tree of branches: the body itself is the root, each task or ``ctx.gather`` branch
+that makes calls is a child. Within one branch the order of calls is fixed by the code, whatever the timing
+was, so each recorded step carries its branch and its position in it. A call is compared with what history
+holds at that position: the same id is answered, an empty place is done, anything else is non-determinism.
+Places may be empty although later ones are filled: the steps of a gather finish in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from edda_engine.core.events import FORMAT, EventType, Recorded, StepKey
+from edda_engine.errors import NewerVersionError, NonDeterminismError, UsageError
+
+_KNOWN_TYPES = frozenset(EventType)
+
+
+class Branch:
+    """One line of calls in a body, numbered by itself so that timing elsewhere does not matter."""
+
+    __slots__ = ("_children", "_counts", "_parent", "_path", "_position")
+
+    def __init__(self, parent: Branch | None = None) -> None:
+        self._parent = parent
+        self._path: str | None = None if parent else ""
+        self._counts: dict[str, int] = {}
+        self._position = 0
+        self._children = 0
+
+    @property
+    def path(self) -> str:
+        """``""`` for the body itself, ``"1"`` for its first branch, ``"1/2"`` for a branch of that one.
+
+        Given at the first call made in the branch, so that branches without calls take no number.
+        """
+        if self._path is None:
+            assert self._parent is not None
+            above = self._parent.path
+            self._parent._children += 1
+            self._path = f"{above}/{self._parent._children}" if above else str(self._parent._children)
+        return self._path
+
+    def take(self, function_name: str, manual_id: str | None = None) -> StepKey:
+        """Number the next call."""
+        path = self.path
+        self._position += 1
+        if manual_id is not None:
+            return StepKey(manual_id, path, self._position)
+        count = self._counts.get(function_name, 0) + 1
+        self._counts[function_name] = count
+        local = f"{function_name}:{count}"
+        return StepKey(f"{path}/{local}" if path else local, path, self._position)
+
+    def derive(self, purpose: str) -> str:
+        """Number a value that is derived, not recorded; it takes no position."""
+        count = self._counts.get(f"\0{purpose}", 0) + 1
+        self._counts[f"\0{purpose}"] = count
+        return f"{self.path}/{purpose}:{count}"
+
+
+class Replay:
+    """The recorded past of one run, consumed call by call."""
+
+    def __init__(self, workflow_name: str, instance_id: str, recorded: Iterable[Recorded] = ()) -> None:
+        self._workflow_name, self._instance_id = workflow_name, instance_id
+        self._by_id: dict[str, Recorded] = {}
+        self._by_place: dict[tuple[str, int], Recorded] = {}
+        self._asked: set[str] = set()
+        for event in recorded:
+            if event.format > FORMAT or event.event_type not in _KNOWN_TYPES:
+                raise NewerVersionError(
+                    f"Instance {instance_id!r} has a step {event.activity_id!r} of type {event.event_type!r},"
+                    f" format {event.format}, which a newer version of edda wrote (this one reads up to format"
+                    f" {FORMAT}). Deploy the newer version here too; the instance waits for it and nothing is lost."
+                )
+            self._by_id[event.activity_id] = event
+            self._by_place[event.branch, event.position] = event
+        self._unanswered = len(self._by_id)
+
+    @property
+    def is_replaying(self) -> bool:
+        """True while there are recorded answers that the body has not asked for yet."""
+        return self._unanswered > 0
+
+    def ask(self, key: StepKey, function_name: str) -> Recorded | None:
+        """The recorded outcome of this call, or ``None``: do it.
+
+        :raises NonDeterminismError: history has another step at this place, or this step at another place.
+        :raises UsageError: the id was asked for before in this run.
+        """
+        if key.activity_id in self._asked:
+            raise UsageError(
+                f"activity_id {key.activity_id!r} is used twice in instance {self._instance_id!r}."
+                " Leave activity_id out, or give each call its own."
+            )
+        self._asked.add(key.activity_id)
+        if not self._by_id:
+            return None
+        here = self._by_place.get((key.branch, key.position))
+        same = self._by_id.get(key.activity_id)
+        if here is not None and (here.activity_id != key.activity_id or here.name != function_name):
+            raise self._mismatch(key, recorded=_describe(here), asked=f"{function_name!r} ({key.activity_id})")
+        if here is None and same is not None:
+            raise self._mismatch(
+                key,
+                recorded=f"{_describe(same)} as step {same.position}{_in_branch(same.branch)}",
+                asked=f"it as step {key.position}{_in_branch(key.branch)}",
+            )
+        if here is not None:
+            self._unanswered -= 1
+        return here
+
+    def finish(self) -> None:
+        """Check that the body asked for everything that is recorded, now that it has ended.
+
+        :raises NonDeterminismError: history has steps that the body did not ask for.
+        """
+        if self._unanswered <= 0:
+            return
+        left = min(
+            (event for event in self._by_id.values() if event.activity_id not in self._asked),
+            key=lambda event: (event.branch, event.position),
+            default=None,
+        )
+        if left is not None:
+            key = StepKey(left.activity_id, left.branch, left.position)
+            raise self._mismatch(key, recorded=_describe(left), asked="nothing: it ended without this step")
+
+    def _mismatch(self, key: StepKey, *, recorded: str, asked: str) -> NonDeterminismError:
+        return NonDeterminismError(
+            self._workflow_name, self._instance_id, step=key.position, recorded=recorded, asked=asked
+        )
+
+
+def _describe(event: Recorded) -> str:
+    return f"{event.name!r} ({event.activity_id})"
+
+
+def _in_branch(path: str) -> str:
+    return f" of branch {path}" if path else ""

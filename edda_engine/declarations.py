@@ -1,0 +1,185 @@
+"""What ``@workflow`` and ``@activity`` share: names, signatures, and the registry of both.
+
+A declaration only describes. Names are unique in a process because history is recorded by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from edda_engine.core.codec import Codec, codec_for, hints_of
+from edda_engine.errors import ConfigurationError, DuplicateNameError, PayloadError, UnknownWorkflowError
+
+D = TypeVar("D", bound="Declaration")
+
+
+class Parameters:
+    """The parameters of a declared function after ``ctx``, each with its codec."""
+
+    def __init__(self, function: Callable[..., Any], name: str, *, reserved: str) -> None:
+        parameters = list(inspect.signature(function).parameters.values())
+        if not parameters or parameters[0].kind not in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            raise ConfigurationError(f"{name!r} at {place_of(function)} must take the context as its first argument: def {name}(ctx, ...).")
+        hints = hints_of(function)
+        if reserved in {parameter.name for parameter in parameters}:
+            raise ConfigurationError(f"{name!r} at {place_of(function)} has a parameter {reserved!r}, which is reserved; rename it.")
+        self.signature = inspect.Signature(parameters[1:])
+        self._kinds = {parameter.name: parameter.kind for parameter in parameters[1:]}
+        self._codecs: dict[str, Codec] = {
+            parameter.name: codec_for(self._annotation(parameter, hints)) for parameter in parameters[1:]
+        }
+        self.result = codec_for(hints.get("return", inspect.Parameter.empty))
+        self.returns = hints.get("return", inspect.Parameter.empty)
+        self._sole_model = self._find_sole_model(parameters[1:], hints)
+        self._simple = tuple(self._codecs) if all(kind == inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in self._kinds.values()) else None
+
+    @staticmethod
+    def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
+        annotation = hints.get(parameter.name, parameter.annotation)
+        if annotation is inspect.Parameter.empty or isinstance(annotation, str):
+            annotation = Any
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return list[annotation]
+        return dict[str, annotation] if parameter.kind is inspect.Parameter.VAR_KEYWORD else annotation
+
+    @staticmethod
+    def _find_sole_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
+        if len(parameters) != 1 or parameters[0].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            return None
+        annotation = hints.get(parameters[0].name)
+        return parameters[0].name if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments by parameter name, defaults filled in.
+
+        Keywords that are not parameters become the one model parameter, if there is just one.
+
+        :raises TypeError: they do not fit the signature.
+        """
+        if self._sole_model is not None and not args and kwargs and self._sole_model not in kwargs:
+            return {self._sole_model: kwargs}
+        if self._simple is not None and not kwargs and len(args) == len(self._simple):
+            return dict(zip(self._simple, args, strict=True))
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def encode(self, arguments: Mapping[str, Any], *, owner: str) -> str:
+        """The arguments as one JSON object.
+
+        :raises PayloadError: names *owner* and the path to the value.
+        """
+        return "{" + ",".join(f'"{name}":{self._codecs[name].encode(value, owner=owner, path=f"$.{name}")}' for name, value in arguments.items()) + "}"
+
+    def round_trip(self, arguments: Mapping[str, Any], *, owner: str) -> str:
+        """The same as :meth:`encode`, and a check that every value fits its annotation when it comes back."""
+        return "{" + ",".join(f'"{name}":{self._codecs[name].round_trip(value, owner=owner, path=f"$.{name}")[0]}' for name, value in arguments.items()) + "}"
+
+    def decode(self, arguments: Mapping[str, Any], *, owner: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What to call the function with: positional and keyword arguments."""
+        if self._sole_model is not None and self._sole_model not in arguments:
+            arguments = {self._sole_model: dict(arguments)}
+        unknown = [name for name in arguments if name not in self._codecs]
+        if unknown:
+            raise PayloadError(owner, f"$.{unknown[0]}", f"belongs to no parameter any more; the signature is {self.signature}")
+        bound = inspect.BoundArguments(self.signature, {})  # type: ignore[arg-type]
+        for name in self._codecs:
+            if name in arguments:
+                value = self._codecs[name].decode_parsed(arguments[name], owner=owner, path=f"$.{name}")
+                bound.arguments[name] = tuple(value) if self._kinds[name] is inspect.Parameter.VAR_POSITIONAL else value
+        bound.apply_defaults()
+        return bound.args, bound.kwargs
+
+
+class Declaration:
+    """A declared function: its name, its parameters, where it stands."""
+
+    kind = "declaration"
+
+    def __init__(self, function: Callable[..., Any], *, name: str | None, reserved: str) -> None:
+        if not callable(function):
+            raise ConfigurationError(f"@{self.kind} decorates a function; this is {function!r}. Options are keywords: @{self.kind}(name=...).")
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigurationError(f"{function.__qualname__!r} at {place_of(function)} is a generator; a {self.kind} is a plain or an async function.")
+        self.function = function
+        self.name = name or function.__name__
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.parameters = Parameters(function, self.name, reserved=reserved)
+        self.place = place_of(function)
+        self.__name__ = function.__name__
+        self.__qualname__ = function.__qualname__
+        self.__module__ = function.__module__
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name!r} at {self.place}>"
+
+
+class Registry(Generic[D]):
+    """Every declaration of one kind in this process, by name."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._by_name: dict[str, D] = {}
+
+    def add(self, declaration: D) -> None:
+        """Register, replacing the same function (a reload), refusing another one of the same name."""
+        known = self._by_name.get(declaration.name)
+        if known is not None and known.place != declaration.place:
+            raise DuplicateNameError(self._kind, declaration.name, first=known.place, second=declaration.place)
+        self._by_name[declaration.name] = declaration
+
+    def find(self, name: str) -> D:
+        """The declaration of that name.
+
+        :raises UnknownWorkflowError: there is none.
+        """
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise UnknownWorkflowError(name, list(self._by_name)) from None
+
+    def get(self, name: str) -> D | None:
+        """The declaration of that name, or ``None``."""
+        return self._by_name.get(name)
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._by_name)
+
+    def __iter__(self) -> Iterator[D]:
+        return iter(list(self._by_name.values()))
+
+    def snapshot(self) -> dict[str, D]:
+        """What is registered now, for :meth:`restore`; for tests that declare their own."""
+        return dict(self._by_name)
+
+    def restore(self, snapshot: dict[str, D]) -> None:
+        """Forget what was declared since *snapshot*."""
+        self._by_name = dict(snapshot)
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """``file:line``, where a function is declared."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def source_of(function: Callable[..., Any]) -> tuple[str, str]:
+    """The source text of a function, and its hash; the hash of its code where there is no source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        source = f"# source not available\n{code.co_code.hex() if code else function!r}"
+    return source, hashlib.sha256(source.encode("utf-8", "replace")).hexdigest()[:16]

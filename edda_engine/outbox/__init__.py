@@ -1,0 +1,1 @@
+"""Events for other services, written with the step that caused them."""

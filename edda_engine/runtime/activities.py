@@ -1,0 +1,316 @@
+"""Activities: run a step until its outcome is recorded, with its retries.
+
+Sync functions run on a thread pool, async ones on the loop. A step whose session was not used goes to the
+committer, which writes it together with others; one that used it has been committed by its own thread already.
+Between attempts nothing is held; how long to wait, and whether in memory, is the run's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+
+from edda_engine.activity import Activity
+from edda_engine.core.events import EventType, StepKey, event_json
+from edda_engine.core.failures import as_replayed, describe, encode_error
+from edda_engine.core.ports import OutboxEvent
+from edda_engine.core.retrying import GiveUp, RetryPolicy, decide
+from edda_engine.errors import (
+    ActivityTimeoutError,
+    Cancelled,
+    LeaseLostError,
+    PayloadError,
+    RetryExhaustedError,
+)
+from edda_engine.hooks import WorkflowHooks
+from edda_engine.runtime import attempts
+from edda_engine.runtime.environment import Environment
+from edda_engine.runtime.probes import Probe
+from edda_engine.runtime.transactions import AttemptTransaction
+from edda_engine.storage.async_engine import AsyncEngines
+from edda_engine.storage.commit import Attempt as AttemptUnit
+from edda_engine.storage.commit import AlreadyRecorded, LeaseLost, Outcome, Step
+from edda_engine.storage.database import Database, is_outage
+from edda_engine.storage.retries import RetryState
+
+if TYPE_CHECKING:
+    from edda_engine.runtime.run import Run
+
+_log = logging.getLogger(__name__)
+
+OUTAGE_PAUSE_SECONDS = 0.5
+MAX_RECORDED_ERRORS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What every activity of a worker shares."""
+
+    database: Database
+    async_engines: AsyncEngines
+    environment: Environment
+    pool: ThreadPoolExecutor
+    hooks: WorkflowHooks
+    probe: Probe
+    default_policy: RetryPolicy
+    max_payload_bytes: int
+    application: Any
+
+
+class StepWork:
+    """One step of one run, from its first attempt on this worker to its recorded outcome."""
+
+    def __init__(
+        self, workplace: Workplace, run: Run, key: StepKey, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._place, self._run, self._key, self._activity = workplace, run, key, activity
+        self._policy = activity.retry_policy or workplace.default_policy
+        owner = f"activity {activity.name!r} ({key.activity_id})"
+        arguments = activity.parameters.bind(args, kwargs)
+        self._args, self._kwargs = args, kwargs
+        if set(arguments) != set(kwargs) and not args:
+            # The whole input was given for the one model parameter.
+            self._args, self._kwargs = activity.parameters.decode(arguments, owner=owner)
+        self._input_json = activity.parameters.encode(arguments, owner=owner)
+        self._state = run.retry_states.pop(key.activity_id, RetryState())
+        self._began = time.monotonic() - self._state.elapsed_seconds
+
+    async def outcome(self) -> Any:
+        """The value, or the error raised, once it is recorded.
+
+        :raises LeaseLostError: another worker owns the instance.
+        :raises Cancelled: the step is recorded, and the instance was asked to stop.
+        """
+        if self._state.due_in_seconds > 0:
+            await self._run.pause(self._key.activity_id, self._state.due_in_seconds)
+        while True:
+            number = self._state.attempts + 1
+            self._run.hook("on_activity_start", self._key.activity_id, self._activity.name, number)
+            attempt, ending = await self._try_once(number)
+            match ending:
+                case attempts.Returned():
+                    step = self._completed(ending.result_json, tuple(attempt.outbox))
+                    try:
+                        saved = await self._commit(step)
+                    except DBAPIError as refused:
+                        return await self._give_up(self._unstorable(refused), GiveUp(number, exhausted=False))
+                    return await self._conclude(attempt, saved, ending.value)
+                case attempts.Written():
+                    return await self._conclude(attempt, ending.outcome, ending.value)
+                case attempts.Raised(error=error, is_outage=True):
+                    _log.warning(
+                        "Activity %s of %s lost the database and is run again when it answers: %s",
+                        self._key.activity_id, self._run.instance_id, type(error).__name__,
+                    )  # fmt: skip
+                    await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
+                    await self._run.wait_until_reachable()
+                case attempts.Raised(error=error):
+                    if isinstance(error, LeaseLostError):
+                        raise error
+                    following = decide(
+                        self._policy, error, attempt=number, elapsed_seconds=self._elapsed(), random=random.random()
+                    )
+                    if isinstance(following, GiveUp):
+                        return await self._give_up(error, following)
+                    await self._record_attempt(error, following.delay_seconds)
+                    await self._run.pause(self._key.activity_id, following.delay_seconds)
+
+    async def _try_once(self, number: int) -> tuple[attempts.Attempt, attempts.Ending]:
+        place, is_async = self._place, self._activity.is_async
+        find_engine = place.async_engines.sync_face if is_async else place.database.shared_engine
+        transaction = AttemptTransaction(place.database, find_engine, probe=place.probe, takes_turn=not is_async)
+        attempt = attempts.Attempt(
+            self._activity,
+            instance_id=self._run.instance_id,
+            workflow_name=self._run.workflow_name,
+            worker_id=self._run.worker_id,
+            activity_id=self._key.activity_id,
+            number=number,
+            transaction=transaction,
+            max_payload_bytes=place.max_payload_bytes,
+            application=place.application,
+            probe=place.probe,
+        )
+
+        def make_step(result_json: str) -> Step:
+            return self._completed(result_json, tuple(attempt.outbox))
+
+        # A fresh context: nothing of the body, and nothing of a request, is inherited.
+        fresh = contextvars.Context()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[attempts.Ending]
+        if is_async:
+            future = loop.create_task(
+                attempt.run_async(place.environment, self._args, self._kwargs, make_step), context=fresh
+            )
+        else:
+            future = loop.run_in_executor(
+                place.pool, fresh.run, attempt.run, place.environment, self._args, self._kwargs, make_step
+            )
+        return attempt, await self._within_time(future, transaction)
+
+    async def _within_time(
+        self, future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction
+    ) -> attempts.Ending:
+        limit = self._activity.timeout_seconds
+        if limit is None:
+            return await _uninterrupted(future)
+        done, _ = await asyncio.wait({future}, timeout=limit)
+        if done:
+            return future.result()
+        late = ActivityTimeoutError(self._activity.name, limit)
+        if isinstance(future, asyncio.Task):
+            future.cancel()
+            ending = await _uninterrupted(future)
+            return ending if not isinstance(ending, attempts.Raised) else attempts.Raised(late)
+        if not transaction.refuse():
+            return await _uninterrupted(future)  # it is committing: that counts
+        await asyncio.to_thread(transaction.terminate_backend)
+        return attempts.Raised(late)
+
+    async def _conclude(self, attempt: attempts.Attempt, outcome: Outcome, value: Any) -> Any:
+        if isinstance(outcome, LeaseLost):
+            raise LeaseLostError("Another worker owns this instance now.")
+        if outcome.is_cancelled:
+            self._run.ask_to_stop()
+        if isinstance(outcome, AlreadyRecorded):
+            return self._run.answer(self._activity, outcome.event)
+        await self._call_back(attempt)
+        self._run.hook("on_activity_complete", self._key.activity_id, self._activity.name)
+        return value
+
+    async def _give_up(self, error: BaseException, decision: GiveUp) -> Any:
+        error = as_replayed(error)
+        errors = self._errors_with(decision.attempts, error)
+        metadata = None
+        if decision.attempts > 1 or decision.exhausted:
+            metadata = self._metadata(decision.attempts, errors, exhausted=decision.exhausted)
+        event = event_json(
+            self._activity.name, input_json=self._input_json, error_json=encode_error(error), retry_metadata=metadata
+        )
+        outcome = await self._commit(self._step(EventType.ACTIVITY_FAILED, event, (), had_retries=decision.attempts > 1))
+        if isinstance(outcome, LeaseLost):
+            raise LeaseLostError("Another worker owns this instance now.")
+        if outcome.is_cancelled:
+            self._run.ask_to_stop()
+        self._run.hook("on_activity_failed", self._key.activity_id, self._activity.name, error)
+        if isinstance(outcome, AlreadyRecorded):
+            return self._run.answer(self._activity, outcome.event)
+        if not decision.exhausted:
+            raise error
+        assert metadata is not None
+        raise exhausted_error(self._activity.name, metadata) from error
+
+    async def _record_attempt(self, error: BaseException, delay: float) -> None:
+        number = self._state.attempts + 1
+        errors = self._errors_with(number, error)
+        self._state = RetryState(number, self._elapsed(), delay, errors)
+        outcome = await self._commit(AttemptUnit(self._run.holder, self._key.activity_id, self._state))
+        if isinstance(outcome, LeaseLost):
+            raise LeaseLostError("Another worker owns this instance now.")
+        self._run.had_retries = True
+        self._run.hook("on_activity_retry", self._key.activity_id, self._activity.name, error, delay)
+        _log.info(
+            "Activity %s of %s failed (attempt %s, %s); next attempt in %.1f s",
+            self._key.activity_id, self._run.instance_id, number, type(error).__name__, delay,
+        )  # fmt: skip
+        if outcome.is_cancelled:
+            self._run.ask_to_stop()
+            raise Cancelled
+
+    async def _commit(self, unit: Step | AttemptUnit) -> Outcome:
+        self._place.probe("step.before_commit" if isinstance(unit, Step) else "attempt.before_commit")
+        outcome = await self._run.commit(unit)
+        self._place.probe("step.after_commit" if isinstance(unit, Step) else "attempt.after_commit")
+        return outcome
+
+    def _completed(self, result_json: str, outbox: tuple[OutboxEvent, ...]) -> Step:
+        metadata = None
+        if self._state.attempts:
+            metadata = self._metadata(self._state.attempts + 1, self._state.errors, exhausted=False)
+        event = event_json(
+            self._activity.name, input_json=self._input_json, result_json=result_json, retry_metadata=metadata
+        )
+        return self._step(EventType.ACTIVITY_COMPLETED, event, outbox, had_retries=self._state.attempts > 0)
+
+    def _step(self, event_type: EventType, event: str, outbox: tuple[OutboxEvent, ...], *, had_retries: bool) -> Step:
+        return Step(self._run.holder, self._key, self._run.next_seq(), event_type, event, outbox, had_retries)
+
+    def _metadata(self, total: int, errors: tuple[dict[str, Any], ...], *, exhausted: bool) -> dict[str, Any]:
+        last = errors[-1] if errors else {"error_type": "", "message": ""}
+        return {
+            "total_attempts": total,
+            "total_duration_ms": round(self._elapsed() * 1000),
+            "exhausted": exhausted,
+            "last_error": {"error_type": last["error_type"], "message": last["message"]},
+            "errors": list(errors),
+        }
+
+    def _errors_with(self, number: int, error: BaseException) -> tuple[dict[str, Any], ...]:
+        error_type, message = describe(error)
+        entry = {
+            "attempt": number,
+            "error_type": error_type,
+            "message": message,
+            "elapsed_ms": round(self._elapsed() * 1000),
+        }
+        # An infinite retry must not grow its row for ever: the first ones and the latest ones tell the story.
+        errors = (*self._state.errors, entry)
+        return errors if len(errors) <= MAX_RECORDED_ERRORS else (*errors[:10], *errors[-(MAX_RECORDED_ERRORS - 10) :])
+
+    def _unstorable(self, refused: DBAPIError) -> PayloadError:
+        if is_outage(refused):
+            raise LeaseLostError("The worker stops while the database is away.")
+        first_line = str(refused.orig).splitlines()[0]
+        error = PayloadError(
+            f"activity {self._activity.name!r} ({self._key.activity_id})", "$", f"was refused by the database: {first_line}"
+        )
+        error.__cause__ = refused
+        return error
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    async def _call_back(self, attempt: attempts.Attempt) -> None:
+        for callback in attempt.post_commit:
+            try:
+                if attempt.is_async:
+                    called = callback()
+                    if inspect.isawaitable(called):
+                        await called
+                else:
+                    await asyncio.get_running_loop().run_in_executor(self._place.pool, self._call_in_application, callback)
+            except Exception:  # the edge of user code: the step is durable, and stays so
+                _log.exception("A post-commit callback of %s of %s failed", self._key.activity_id, self._run.instance_id)
+
+    def _call_in_application(self, callback: Callable[[], Any]) -> None:
+        def call() -> None:
+            with self._place.environment.around_body():
+                callback()
+
+        contextvars.Context().run(call)
+
+
+def exhausted_error(activity_name: str, metadata: dict[str, Any]) -> RetryExhaustedError:
+    """The error a workflow sees after the last attempt, made from what history keeps."""
+    return RetryExhaustedError(
+        activity_name,
+        attempts=metadata["total_attempts"],
+        duration_seconds=metadata["total_duration_ms"] / 1000,
+        errors=[f"{entry['error_type']}: {entry['message']}" for entry in metadata["errors"]],
+    )
+
+
+async def _uninterrupted(future: asyncio.Future[attempts.Ending]) -> attempts.Ending:
+    """Wait for an attempt. If the body is taken away meanwhile, the attempt goes on; its lease decides its fate."""
+    return await asyncio.shield(future)

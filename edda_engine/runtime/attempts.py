@@ -1,0 +1,198 @@
+"""One attempt of an activity: run the function, encode its result, commit what it wrote with its history row.
+
+Everything here happens where the activity runs: on a pool thread for a plain function, on the loop for a
+coroutine function. The result is encoded before anything is committed.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy.util.concurrency import greenlet_spawn
+
+from edda_engine.activity import Activity
+from edda_engine.context import ActivityContext
+from edda_engine.core.ports import NewInstance, OutboxEvent, current_place
+from edda_engine.errors import PayloadError, UsageError
+from edda_engine.runtime.environment import Environment, Sessions
+from edda_engine.runtime.probes import Probe
+from edda_engine.runtime.transactions import AttemptTransaction
+from edda_engine.storage.commit import Outcome, Step
+from edda_engine.storage.instances import insert_instance
+
+PostCommit = Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The activity returned and used no session: its step is still to be written."""
+
+    result_json: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The activity returned, and its step went into its own transaction; *outcome* says what became of it."""
+
+    outcome: Outcome
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """The attempt failed; what it wrote is rolled back. *is_outage*: the database's fault, not the activity's."""
+
+    error: BaseException
+    is_outage: bool = False
+
+
+Ending = Returned | Written | Raised
+
+
+class Attempt:
+    """What an activity can ask for while it runs (see ``core.ports.ActivityExecution``)."""
+
+    is_body: Literal[False] = False
+
+    def __init__(
+        self,
+        activity: Activity[..., Any],
+        *,
+        instance_id: str,
+        workflow_name: str,
+        worker_id: str,
+        activity_id: str,
+        number: int,
+        transaction: AttemptTransaction,
+        max_payload_bytes: int,
+        application: Any,
+        probe: Probe,
+    ) -> None:
+        self.activity = activity
+        self.instance_id, self.workflow_name, self.worker_id = instance_id, workflow_name, worker_id
+        self.activity_id, self.attempt = activity_id, number
+        self.is_async = activity.is_async
+        self.transaction = transaction
+        self.application = application
+        self.outbox: list[OutboxEvent] = []
+        self.post_commit: list[PostCommit] = []
+        self._starts: list[NewInstance] = []
+        self._max_payload_bytes = max_payload_bytes
+        self._sessions: Sessions | None = None
+        self._probe = probe
+
+    @property
+    def session(self) -> Any:
+        """The session of this attempt's transaction."""
+        if self._sessions is None:
+            raise UsageError(f"ctx.session of activity {self.activity_id!r} was used after the activity had ended.")
+        return self._sessions.session()
+
+    def savepoint(self) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
+        """A savepoint of the session."""
+        return self.session.begin_nested()  # type: ignore[no-any-return]
+
+    def register_post_commit(self, callback: PostCommit) -> None:
+        """Keep the callback until the step is durable."""
+        if not callable(callback):
+            raise UsageError(f"register_post_commit() takes a function to call, not {callback!r}.")
+        self.post_commit.append(callback)
+
+    def buffer_outbox(self, event: OutboxEvent) -> None:
+        """Keep the event until the step is written."""
+        self.outbox.append(event)
+
+    def start(self, new: NewInstance) -> None:
+        """Start an instance as part of this step.
+
+        :raises InstanceConflictError: in a sync activity at once; in an async one when the step is written.
+        """
+        if self.is_async:
+            self._starts.append(new)
+        else:
+            insert_instance(self.transaction.connection(), new)
+
+    def now(self) -> datetime:
+        """The time of this host."""
+        return datetime.now(UTC)
+
+    def uuid4(self) -> uuid.UUID:
+        """A random id."""
+        return uuid.uuid4()
+
+    def random(self) -> float:
+        """A random number."""
+        return random.random()
+
+    def run(
+        self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: Callable[[str], Step]
+    ) -> Ending:
+        """Run a plain function, on this thread."""
+        token = current_place.set(self)
+        try:
+            with environment.around_activity(self.transaction, is_async=False) as sessions:
+                self._sessions = sessions
+                try:
+                    self._probe("activity.started")
+                    value = self.activity.function(ActivityContext(self), *args, **kwargs)
+                    self._probe("activity.returned")
+                    return self._conclude(sessions, value, make_step)
+                except BaseException as error:  # the edge of user code; what it is decides the retry policy
+                    return self._fail(sessions, error)
+                finally:
+                    self._sessions = None
+        except Exception as error:  # the application's own context could not be set up or torn down
+            return self._fail(None, error)
+        finally:
+            current_place.reset(token)
+
+    async def run_async(
+        self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: Callable[[str], Step]
+    ) -> Ending:
+        """Run a coroutine function, on the loop; SQL waits without blocking it."""
+        current_place.set(self)
+        try:
+            with environment.around_activity(self.transaction, is_async=True) as sessions:
+                self._sessions = sessions
+                try:
+                    self._probe("activity.started")
+                    value = await self.activity.function(ActivityContext(self), *args, **kwargs)
+                    self._probe("activity.returned")
+                    ending: Ending = await greenlet_spawn(self._conclude, sessions, value, make_step)
+                    return ending
+                except BaseException as error:  # the edge of user code; a cancelled attempt rolls back too
+                    return await greenlet_spawn(self._fail, sessions, error)
+                finally:
+                    self._sessions = None
+        except Exception as error:  # the application's own context could not be set up or torn down
+            return await greenlet_spawn(self._fail, None, error)
+
+    def _conclude(self, sessions: Sessions, value: Any, make_step: Callable[[str], Step]) -> Ending:
+        owner = f"activity {self.activity.name!r} ({self.activity_id})"
+        result_json, restored = self.activity.parameters.result.round_trip(value, owner=owner)
+        if len(result_json) > self._max_payload_bytes:
+            raise PayloadError(
+                owner, "$", f"takes {len(result_json)} bytes of JSON, more than MAX_PAYLOAD_BYTES = {self._max_payload_bytes}"
+            )
+        sessions.settle()
+        for new in self._starts:
+            insert_instance(self.transaction.connection(), new)
+        if not self.transaction.is_begun:
+            return Returned(result_json, restored)
+        return Written(self.transaction.commit(make_step(result_json)), restored)
+
+    def _fail(self, sessions: Sessions | None, error: BaseException) -> Raised:
+        try:
+            if sessions is not None:
+                sessions.discard()
+        except Exception as second:  # a broken connection may fail again while it is put away
+            error.add_note(f"While discarding its session: {second!r}")
+        self.transaction.abandon()
+        return Raised(error, is_outage=self.transaction.saw_outage)

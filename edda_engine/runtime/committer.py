@@ -1,0 +1,144 @@
+"""The committer: one thread that writes the steps of all workflows of this process, together.
+
+How it thinks. Whatever is ready when the thread looks becomes one transaction, so a commit costs the same for
+one step as for a hundred. While the database is away it keeps what it has and tries again; every unit carries
+its lease, so a late success can do no harm. A unit that the database refuses must not take the others down:
+then each is written by itself, and the bad one gets its error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Sequence
+
+from sqlalchemy.exc import DBAPIError
+
+from edda_engine.runtime.probes import Probe, no_probe
+from edda_engine.storage.commit import Outcome, Unit, commit_units
+from edda_engine.storage.database import Database, is_outage
+
+_log = logging.getLogger(__name__)
+
+MAX_BATCH = 500
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+_Job = tuple[Unit, "asyncio.Future[Outcome]"]
+
+
+class Committer:
+    """Takes units on the loop, writes them on its thread, answers on the loop."""
+
+    def __init__(self, database: Database, *, probe: Probe = no_probe) -> None:
+        self._database = database
+        self._probe = probe
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+        self.transactions = 0
+        self.units = 0
+
+    def start(self) -> None:
+        """Start the thread; call on the loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._work, name="edda-committer", daemon=True)
+        self._thread.start()
+
+    async def commit(self, unit: Unit) -> Outcome:
+        """Write one unit and say what became of it.
+
+        :raises sqlalchemy.exc.DBAPIError: the database refuses this unit.
+        """
+        assert self._loop is not None
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        self._queue.put((unit, future))
+        return await future
+
+    async def stop(self) -> None:
+        """Write what is queued, then end the thread. While the database is away, what is queued is given up."""
+        self._stopping.set()
+        self._queue.put(None)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _work(self) -> None:
+        while True:
+            batch, last = self._next_batch()
+            if batch:
+                self._answer(batch, self._write(batch))
+            if last:
+                return
+
+    def _next_batch(self) -> tuple[list[_Job], bool]:
+        batch: list[_Job] = []
+        job = self._queue.get()
+        while job is not None:
+            batch.append(job)
+            if len(batch) >= MAX_BATCH:
+                return batch, False
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _write(self, batch: list[_Job]) -> list[Outcome | BaseException]:
+        units = [unit for unit, _ in batch]
+        try:
+            return list(self._write_together(units))
+        except DBAPIError as error:
+            if is_outage(error) or len(units) == 1:
+                return [error] * len(units)
+        return [self._write_alone(unit) for unit in units]
+
+    def _write_alone(self, unit: Unit) -> Outcome | BaseException:
+        try:
+            return self._write_together([unit])[0]
+        except DBAPIError as error:
+            return error
+
+    def _write_together(self, units: Sequence[Unit]) -> list[Outcome]:
+        attempt = 0
+        while True:
+            try:
+                with self._database.write() as conn:
+                    outcomes = commit_units(conn, units)
+                    self._probe("batch.before_commit")
+                self._probe("batch.after_commit")
+            except Exception as error:
+                if not is_outage(error) or self._stopping.is_set():
+                    raise
+                if attempt == 0:
+                    _log.warning("The database does not answer; %s steps wait to be saved: %s", len(units), _first_line(error))
+                self._stopping.wait(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+                attempt += 1
+            else:
+                if attempt:
+                    _log.warning("The database answers again; %s waiting steps are saved.", len(units))
+                self.transactions += 1
+                self.units += len(units)
+                return outcomes
+
+    def _answer(self, batch: list[_Job], outcomes: list[Outcome | BaseException]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(_deliver, batch, outcomes)
+        except RuntimeError:
+            _log.debug("The loop is closed; nobody waits for these steps any more.")
+
+
+def _deliver(batch: list[_Job], outcomes: list[Outcome | BaseException]) -> None:
+    for (_, future), outcome in zip(batch, outcomes, strict=True):
+        if future.cancelled():
+            continue
+        if isinstance(outcome, BaseException):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,38 @@
+"""Who waits in this process for an instance to end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Completions:
+    """Callbacks by instance id; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: dict[str, list[Callable[[], None]]] = {}
+
+    @contextmanager
+    def watching(self, instance_id: str, callback: Callable[[], None]) -> Iterator[None]:
+        """While inside, *callback* is called when the instance ends in this process."""
+        with self._lock:
+            self._waiting.setdefault(instance_id, []).append(callback)
+        try:
+            yield
+        finally:
+            with self._lock:
+                callbacks = self._waiting[instance_id]
+                callbacks.remove(callback)
+                if not callbacks:
+                    del self._waiting[instance_id]
+
+    def announce(self, instance_id: str) -> None:
+        """Call those who wait for this instance."""
+        if not self._waiting:
+            return
+        with self._lock:
+            callbacks = list(self._waiting.get(instance_id, ()))
+        for callback in callbacks:
+            callback()

@@ -1,0 +1,187 @@
+"""The engine: one worker of one application, its services wired together. Lives on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from edda_engine.hooks import HooksBase, WorkflowHooks
+from edda_engine.retry import DEFAULT_RETRY
+from edda_engine.runtime.activities import Workplace
+from edda_engine.runtime.claimer import Claimer
+from edda_engine.runtime.committer import Committer
+from edda_engine.runtime.completions import Completions
+from edda_engine.runtime.environment import Environment, PlainEnvironment
+from edda_engine.runtime.executor import Executor
+from edda_engine.runtime.leases import Leases
+from edda_engine.runtime.liveness import Liveness
+from edda_engine.runtime.probes import Probe, no_probe
+from edda_engine.runtime.processes import new_worker_id
+from edda_engine.runtime.recovery import Recovery
+from edda_engine.runtime.service import ServiceThread
+from edda_engine.settings import EngineSettings
+from edda_engine.storage import migrate
+from edda_engine.storage.async_engine import AsyncEngines
+from edda_engine.storage.database import Database, is_outage
+from edda_engine.version import __version__
+
+_log = logging.getLogger(__name__)
+
+_PAUSES = (0.1, 0.2, 0.5, 1.0)
+
+
+class Engine:
+    """Claims and runs the instances of one service, until stopped."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: EngineSettings,
+        *,
+        environment: Environment | None = None,
+        hooks: WorkflowHooks | None = None,
+        application: Any = None,
+        probe: Probe = no_probe,
+        completions: Completions | None = None,
+    ) -> None:
+        self.worker_id = new_worker_id()
+        self.completions = completions or Completions()
+        self.is_ready = asyncio.Event()
+        self._database, self._settings = database, settings
+        self._async_engines = AsyncEngines(database.engine)
+        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="edda-activity")
+        self._service = ServiceThread(database)
+        self.committer = Committer(database, probe=probe)
+        self._liveness = Liveness(
+            database,
+            worker_id=self.worker_id,
+            service_name=settings.service_name,
+            listen=settings.listen,
+            version=__version__,
+        )
+        self._claimer = Claimer(
+            worker_id=self.worker_id,
+            service_name=settings.service_name,
+            service=self._service,
+            max_running=settings.max_running,
+            poll_interval=settings.poll_interval_seconds,
+            probe=probe,
+        )
+        workplace = Workplace(
+            database=database,
+            async_engines=self._async_engines,
+            environment=environment or PlainEnvironment(),
+            pool=self._pool,
+            hooks=hooks or HooksBase(),
+            probe=probe,
+            default_policy=settings.default_retry_policy or DEFAULT_RETRY,
+            max_payload_bytes=settings.max_payload_bytes,
+            application=application,
+        )
+        self.executor = Executor(
+            worker_id=self.worker_id,
+            workplace=workplace,
+            committer=self.committer,
+            service=self._service,
+            completions=self.completions,
+            max_parked=settings.max_parked,
+            wake_claimer=self._claimer.wake,
+        )
+        self._leases = Leases(
+            worker_id=self.worker_id, service=self._service, poll_interval=settings.poll_interval_seconds / 4
+        )
+        self._recovery = Recovery(
+            service_name=settings.service_name,
+            liveness=self._liveness,
+            service=self._service,
+            interval=settings.recovery_interval_seconds,
+            wake_claimer=self._claimer.wake,
+        )
+        self._services: list[asyncio.Task[None]] = []
+        self._claiming: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Wait for the database, upgrade its tables if allowed, and begin to claim.
+
+        A database that is down is waited for: nothing has to be restarted when it comes back.
+        """
+        self._loop = asyncio.get_running_loop()
+        await self._prepare_database()
+        self.committer.start()
+        await self._liveness.start()
+        await self._recovery.register()
+        self._claiming = asyncio.create_task(self._claimer.work(self.executor), name="edda:claimer")
+        self._services = [
+            asyncio.create_task(self._leases.work(self.executor), name="edda:leases"),
+            asyncio.create_task(self._recovery.work(), name="edda:recovery"),
+        ]
+        self.is_ready.set()
+        _log.info("Worker %s of service %s is ready", self.worker_id, self._settings.service_name)
+
+    def wake(self) -> None:
+        """Look for due instances now; safe from any thread."""
+        if self._loop is not None and not self._stopped:
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._loop.call_soon_threadsafe(self._claimer.wake)
+
+    def ask_to_stop(self, instance_id: str) -> None:
+        """Tell a run of this worker, if there is one, that its instance was cancelled; safe from any thread."""
+        if self._loop is not None and not self._stopped:
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._loop.call_soon_threadsafe(self.executor.ask_to_stop, instance_id)
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """Stop claiming, let running activities finish for *timeout* seconds, hand the leases back, close.
+
+        What does not finish in time can no longer commit; its instance goes on elsewhere.
+        """
+        if self._stopped:
+            return
+        self._stopped = True
+        self.is_ready.clear()
+        if self._claiming is not None:
+            await _ended(self._claiming)
+            await self.executor.drain(self._settings.shutdown_seconds if timeout is None else timeout)
+            for service in self._services:
+                await _ended(service)
+            try:
+                await self._recovery.unregister()
+            except Exception as error:
+                _log.warning("This worker could not be unregistered; its siblings will: %s", error)
+            await self.committer.stop()
+        await self._liveness.stop()
+        self._service.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        await self._async_engines.close()
+        self._database.close()
+        _log.info("Worker %s has stopped", self.worker_id)
+
+    async def _prepare_database(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                if self._settings.auto_migrate:
+                    await self._service.call(lambda: migrate.upgrade(self._database))
+                elif (problem := await self._service.call(lambda: migrate.check(self._database))) is not None:
+                    _log.error("%s No work is claimed until then.", problem)
+                    await asyncio.sleep(5.0)
+                    continue
+                return
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                if attempt == 0:
+                    _log.warning("The database does not answer; waiting for it: %s", str(error).splitlines()[0])
+                await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+                attempt += 1
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,261 @@
+"""The executor: every run of this worker, from its lease to its end.
+
+How it thinks. A run is held (its lease is ours and its body may act) or parked (its lease is given back and its
+body is suspended in memory). A parked run goes on when its instance is claimed here again with nobody in between,
+which the epoch tells; otherwise it is thrown away and the instance is replayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+from sqlalchemy.exc import DBAPIError
+
+from edda_engine.core.failures import as_replayed, encode_error
+from edda_engine.core.status import Status
+from edda_engine.errors import Cancelled, LeaseLostError, NewerVersionError, NonDeterminismError, PayloadError, Suspended
+from edda_engine.runtime.activities import Workplace
+from edda_engine.runtime.committer import Committer
+from edda_engine.runtime.completions import Completions
+from edda_engine.runtime.run import Past, Run
+from edda_engine.runtime.service import ServiceThread
+from edda_engine.storage import instances
+from edda_engine.storage.commit import AlreadyRecorded, Block, End, LeaseLost, Outcome, Unit, Wait
+from edda_engine.storage.database import is_outage
+from edda_engine.storage.instances import Lease
+from edda_engine.workflow import workflows
+
+_log = logging.getLogger(__name__)
+
+NEWER_VERSION_PAUSE_SECONDS = 30.0
+_WAKE_MARGINS = (0.004, 0.05)
+
+
+class Executor:
+    """Owns the runs (see ``runtime.run.Owner``)."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        workplace: Workplace,
+        committer: Committer,
+        service: ServiceThread,
+        completions: Completions,
+        max_parked: int,
+        wake_claimer: Callable[[], None],
+    ) -> None:
+        self._worker_id, self._workplace = worker_id, workplace
+        self._committer, self._service, self._completions = committer, service, completions
+        self._max_parked, self._wake_claimer = max_parked, wake_claimer
+        self.held: dict[str, Run] = {}
+        self._parked: OrderedDict[str, Run] = OrderedDict()
+        self._driving: set[asyncio.Task[None]] = set()
+        self.is_draining = False
+
+    # What the claimer and the leases ask.
+
+    def has_parked(self, lease: Lease) -> bool:
+        """Whether the body of this instance is suspended here just as the lease finds it."""
+        run = self._parked.get(lease.instance_id)
+        return run is not None and run.holder.epoch + 1 == lease.epoch and run.fate is None
+
+    def take(self, lease: Lease, past: Past) -> None:
+        """Begin, or go on with, the instance of this lease."""
+        self._forget_held(lease)
+        if self.has_parked(lease):
+            run = self._parked.pop(lease.instance_id)
+            self.held[lease.instance_id] = run
+            run.resume(lease)
+            return
+        stale = self._parked.pop(lease.instance_id, None)
+        if stale is not None:
+            stale.seal(Suspended)
+        self._spawn(self._drive(lease, past))
+
+    def lose(self, instance_id: str) -> None:
+        """The lease of a run is gone: its body is dropped silently."""
+        run = self.held.pop(instance_id, None)
+        if run is not None:
+            _log.warning("Lost the lease of instance %s to another worker; its run here is dropped", instance_id)
+            run.seal(LeaseLostError)
+
+    def ask_to_stop(self, instance_id: str) -> None:
+        """The instance was cancelled: its body stops at its next step."""
+        run = self.held.get(instance_id)
+        if run is not None:
+            run.ask_to_stop()
+
+    async def drain(self, timeout: float) -> None:
+        """Begin nothing new; wait for attempts under way; hand all leases back, so that others go on at once."""
+        self.is_draining = True
+        deadline = asyncio.get_running_loop().time() + timeout
+        while any(run.is_busy for run in self.held.values()) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        for run in (*self.held.values(), *self._parked.values()):
+            run.seal(Suspended)
+        self.held.clear()
+        self._parked.clear()
+        try:
+            # By the worker, not by what is known here: a claim may have been on its way.
+            await self._service.write(lambda conn: instances.release_worker(conn, self._worker_id))
+        except DBAPIError as error:
+            _log.warning("This worker's leases could not be handed back; its siblings will take them: %s", error)
+        if self._driving:
+            await asyncio.wait(set(self._driving), timeout=1.0)
+
+    # What a run asks (runtime.run.Owner).
+
+    async def commit(self, unit: Unit) -> Outcome:
+        """Write one unit."""
+        return await self._committer.commit(unit)
+
+    async def wait_until_reachable(self) -> None:
+        """Return once the database answers."""
+        await self._service.wait_until_reachable()
+
+    def has_gone_idle(self, run: Run) -> None:
+        """Give the lease back and keep the body suspended."""
+        if not self.is_draining and self.held.get(run.instance_id) is run:
+            del self.held[run.instance_id]
+            run.is_parked = True
+            self._parked[run.instance_id] = run
+            self._spawn(self._park(run))
+
+    # Inside.
+
+    def _spawn(self, coroutine: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._driving.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._driving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("A run broke in the engine itself; its lease expires and it is taken up again", exc_info=error)
+
+    def _forget_held(self, lease: Lease) -> None:
+        """An expired lease of ours was claimed again, by us: the old run must not go on."""
+        old = self.held.pop(lease.instance_id, None)
+        if old is not None:
+            old.seal(LeaseLostError)
+
+    async def _park(self, run: Run) -> None:
+        delay = run.due_in_seconds
+        outcome = await self.commit(Wait(run.holder, Status.WAITING_FOR_TIMER, delay))
+        if isinstance(outcome, LeaseLost):
+            if self._parked.get(run.instance_id) is run:
+                del self._parked[run.instance_id]
+            run.seal(LeaseLostError)
+            return
+        for margin in _WAKE_MARGINS:
+            asyncio.get_running_loop().call_later(delay + margin, self._wake_claimer)
+        while len(self._parked) > self._max_parked:
+            _, oldest = self._parked.popitem(last=False)
+            oldest.seal(Suspended)
+
+    async def _drive(self, lease: Lease, past: Past) -> None:
+        workflow = workflows.find(lease.workflow_name)
+        try:
+            run = Run(lease, workflow, past, worker_id=self._worker_id, workplace=self._workplace, owner=self)
+        except NewerVersionError as error:
+            _log.warning("%s", error)
+            await self._service.write(
+                lambda conn: instances.release(
+                    conn, worker_id=self._worker_id, instance_ids=[lease.instance_id], delay_seconds=NEWER_VERSION_PAUSE_SECONDS
+                )
+            )
+            return
+        self.held[lease.instance_id] = run
+        if lease.is_cancelled:
+            await self._end(run, End(run.holder, Status.CANCELLED, had_retries=run.had_retries))
+            return
+        if not lease.has_history:
+            run.hook("on_workflow_start", run.workflow_name)
+        body = run.begin()
+        await asyncio.wait({body})
+        await self._conclude(run, body)
+
+    async def _conclude(self, run: Run, body: asyncio.Task[object]) -> None:
+        error = asyncio.CancelledError("the body was cancelled") if body.cancelled() else body.exception()
+        if run.fate in (LeaseLostError, Suspended):
+            self._let_go(run)
+            return
+        if run.fate is Cancelled:
+            await self._end(run, End(run.holder, Status.CANCELLED, had_retries=run.had_retries))
+            return
+        mismatch = run.mismatch or self._unfinished(run)
+        if mismatch is not None:
+            await self._block(run, mismatch)
+            return
+        unit = self._ending(run, error, None if error else body.result())
+        try:
+            await run.save_values()
+            await self._end(run, unit, error)
+        except LeaseLostError:
+            self._let_go(run)
+        except DBAPIError as refused:
+            if is_outage(refused):
+                self._let_go(run)
+                return
+            owner = f"workflow {run.workflow_name!r} ({run.instance_id})"
+            failure = PayloadError(owner, "$", f"was refused by the database: {str(refused.orig).splitlines()[0]}")
+            await self._end(run, End(run.holder, Status.FAILED, None, encode_error(failure), run.had_retries), failure)
+
+    def _unfinished(self, run: Run) -> NonDeterminismError | None:
+        try:
+            run.replay.finish()
+        except NonDeterminismError as mismatch:
+            return mismatch
+        return None
+
+    def _ending(self, run: Run, error: BaseException | None, value: object) -> End:
+        if error is None:
+            owner = f"result of workflow {run.workflow_name!r} ({run.instance_id})"
+            try:
+                output_json, _ = run.workflow.parameters.result.round_trip(value, owner=owner)
+                if len(output_json) > self._workplace.max_payload_bytes:
+                    limit = self._workplace.max_payload_bytes
+                    raise PayloadError(owner, "$", f"takes {len(output_json)} bytes, more than MAX_PAYLOAD_BYTES = {limit}")
+                return End(run.holder, Status.COMPLETED, output_json, had_retries=run.had_retries)
+            except PayloadError as unstorable:
+                error = unstorable
+        return End(run.holder, Status.FAILED, None, encode_error(as_replayed(error)), run.had_retries)
+
+    async def _end(self, run: Run, end: End, error: BaseException | None = None) -> None:
+        run.is_ending = True
+        self._workplace.probe("end.before_commit")
+        outcome = await self.commit(end)
+        self._workplace.probe("end.after_commit")
+        self._let_go(run)
+        if isinstance(outcome, LeaseLost | AlreadyRecorded):
+            # Either another worker has it, or this very commit succeeded before and its answer was lost.
+            self._completions.announce(run.instance_id)
+            return
+        match end.status:
+            case Status.COMPLETED:
+                run.hook("on_workflow_complete", run.workflow_name)
+            case Status.CANCELLED:
+                run.hook("on_workflow_cancelled", run.workflow_name)
+            case _:
+                _log.warning("Workflow %s, instance %s, failed: %r", run.workflow_name, run.instance_id, error)
+                run.hook("on_workflow_failed", run.workflow_name, error)
+        self._completions.announce(run.instance_id)
+
+    async def _block(self, run: Run, mismatch: NonDeterminismError) -> None:
+        _log.error("%s", mismatch)
+        run.is_ending = True
+        await self.commit(Block(run.holder, encode_error(mismatch, with_traceback=False)))
+        self._let_go(run)
+
+    def _let_go(self, run: Run) -> None:
+        if self.held.get(run.instance_id) is run:
+            del self.held[run.instance_id]
+        if self._parked.get(run.instance_id) is run:
+            del self._parked[run.instance_id]
+        for task in list(run._tasks):
+            task.cancel()
+        self._wake_claimer()

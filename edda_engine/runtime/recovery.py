@@ -1,0 +1,101 @@
+"""Recovery: takes over from siblings that died, keeps this worker's entry, and reports what nobody can run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from edda_engine.runtime.liveness import Liveness
+from edda_engine.runtime.service import ServiceThread
+from edda_engine.storage import instances, workers
+from edda_engine.storage.database import is_outage
+from edda_engine.workflow import workflows
+
+_log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 10.0
+FORGET_AFTER_SECONDS = 86_400.0
+
+
+class Recovery:
+    """Looks after the other workers of the service."""
+
+    def __init__(
+        self,
+        *,
+        service_name: str,
+        liveness: Liveness,
+        service: ServiceThread,
+        interval: float,
+        wake_claimer: Callable[[], None],
+    ) -> None:
+        self._service_name, self._liveness, self._service = service_name, liveness, service
+        self._interval, self._wake_claimer = interval, wake_claimer
+        self._reported: set[str] = set()
+
+    async def register(self) -> None:
+        """Enter this worker, and the source of the workflows it knows."""
+        declared = [(found.name, found.source_hash, found.source) for found in workflows]
+
+        def enter(conn: Connection) -> None:
+            workers.register(conn, self._liveness.record(workflows.names()))
+            instances.save_definitions(conn, declared)
+
+        await self._service.write(enter)
+
+    async def unregister(self) -> None:
+        """Remove this worker."""
+        await self._service.write(lambda conn: workers.unregister(conn, self._liveness.worker_id))
+
+    async def work(self) -> None:
+        """Look and beat until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time() + HEARTBEAT_SECONDS / 2
+        while True:
+            try:
+                await self._look()
+                if loop.time() >= next_beat:
+                    next_beat = loop.time() + HEARTBEAT_SECONDS
+                    await self._beat()
+            except Exception as error:
+                if not is_outage(error):
+                    _log.exception("Looking after the other workers failed; tried again")
+            await asyncio.sleep(self._interval)
+
+    async def _look(self) -> None:
+        dead = await self._service.read(self._liveness.dead_siblings)
+        for worker_id in dead:
+            released = await self._service.write(lambda conn, found=worker_id: _take_over(conn, found))  # type: ignore[misc]
+            if released is not None:
+                _log.warning("Worker %s died; its %s running instances go on here or elsewhere", worker_id, len(released))
+                self._wake_claimer()
+
+    async def _beat(self) -> None:
+        names = workflows.names()
+        is_known = await self._service.write(lambda conn: workers.beat(conn, self._liveness.worker_id, names))
+        if not is_known:
+            _log.warning("A sibling took this worker for dead; it enters itself again")
+            await self.register()
+        await self._service.write(self._sweep)
+        for name, count in await self._service.read(lambda conn: instances.unclaimable(conn, self._service_name)):
+            if name not in self._reported:
+                self._reported.add(name)
+                _log.warning(
+                    "%s instances of workflow %r are due, but no worker of service %r knows it. Deploy its code, or name"
+                    " its module in WORKFLOWS; they wait and block nobody.",
+                    count, name, self._service_name,
+                )  # fmt: skip
+
+    def _sweep(self, conn: Connection) -> None:
+        for worker_id in workers.silent(conn, service=self._service_name, seconds=FORGET_AFTER_SECONDS):
+            _take_over(conn, worker_id)
+
+
+def _take_over(conn: Connection, worker_id: str) -> list[str] | None:
+    """Release what a dead worker held; ``None`` if another sibling has done so."""
+    if not workers.unregister(conn, worker_id):
+        return None
+    return instances.release_worker(conn, worker_id)

@@ -1,0 +1,397 @@
+"""One run of one body on this worker: numbers its calls, answers from history, and says how it ended.
+
+How it thinks. The body runs in a task of its own. Each call asks :class:`~edda_engine.core.replay.Replay` first;
+only what is not recorded becomes work. When all that is left to do is wait for longer than a moment, the run is
+idle and its owner may give the lease back: the body then stays suspended exactly where it is, and goes on when
+the instance is claimed here again with nobody in between. A run whose *fate* is sealed answers every further
+call of its body with the matching control-flow exception, whatever the body catches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal, Protocol
+
+from edda_engine.activity import Activity
+from edda_engine.context import SyncWorkflowContext, WorkflowContext
+from edda_engine.core.codec import codec_for, parse
+from edda_engine.core.events import EventType, Recorded, StepKey, event_json
+from edda_engine.core.failures import decode_error
+from edda_engine.core.ports import current_place
+from edda_engine.core.replay import Branch, Replay
+from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Suspended
+from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
+from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet, wait_in_greenlet
+from edda_engine.storage.commit import Holder, LeaseLost, Outcome, Step, Unit
+from edda_engine.storage.instances import Lease
+from edda_engine.storage.retries import RetryState
+from edda_engine.workflow import DeclaredWorkflow
+
+_log = logging.getLogger(__name__)
+
+IN_MEMORY_SECONDS = 1.0
+"""Pauses up to this long are slept through with the lease held; longer ones give it back."""
+
+IDLE_AFTER_SECONDS = 0.02
+"""How long a body must have nothing to do but wait before its lease is given back."""
+
+_DATETIME = codec_for(datetime)
+
+
+class Owner(Protocol):
+    """What a run needs of the executor that owns it."""
+
+    is_draining: bool
+
+    async def commit(self, unit: Unit) -> Outcome:
+        """Write one unit."""
+        ...
+
+    async def wait_until_reachable(self) -> None:
+        """Return once the database answers."""
+        ...
+
+    def has_gone_idle(self, run: Run) -> None:
+        """The run only waits."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is recorded of an instance."""
+
+    steps: tuple[Recorded, ...] = ()
+    last_seq: int = 0
+    retry_states: dict[str, RetryState] | None = None
+
+
+_branch_and_task: ContextVar[tuple[Branch, asyncio.Task[Any]]] = ContextVar("edda_branch")
+
+
+class Run:
+    """A body under way (see ``core.ports.BodyExecution``)."""
+
+    is_body: Literal[True] = True
+
+    def __init__(
+        self, lease: Lease, workflow: DeclaredWorkflow[..., Any], past: Past, *, worker_id: str, workplace: Workplace, owner: Owner
+    ) -> None:
+        self.lease, self.workflow = lease, workflow
+        self.instance_id, self.workflow_name, self.worker_id = lease.instance_id, workflow.name, worker_id
+        self.holder = Holder(lease.instance_id, worker_id, lease.epoch)
+        self.replay = Replay(workflow.name, lease.instance_id, past.steps)
+        self.retry_states = dict(past.retry_states or {})
+        self.had_retries = bool(past.retry_states)
+        self.fate: type[BaseException] | None = None
+        self.mismatch: NonDeterminismError | None = None
+        self.is_parked = False
+        self.is_ending = False
+        self.body: asyncio.Task[Any] | None = None
+        self._seq = itertools.count(past.last_seq + 1)
+        self._workplace, self._owner = workplace, owner
+        self._busy = 0
+        self._turn = 0
+        self._pauses: dict[str, tuple[float, asyncio.Future[None]]] = {}
+        self._short_pauses: set[asyncio.Future[None]] = set()
+        self._unsaved: list[Step] = []
+        self._saving = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # What the executor asks.
+
+    def begin(self) -> asyncio.Task[Any]:
+        """Start the body's task."""
+        self.body = asyncio.get_running_loop().create_task(self._run_body(), name=f"edda:{self.instance_id}")
+        return self.body
+
+    @property
+    def is_busy(self) -> bool:
+        """True while an attempt is running or a step is being written."""
+        return self._busy > 0
+
+    @property
+    def is_idle(self) -> bool:
+        """True while the body can do nothing but wait."""
+        return self._busy == 0 and bool(self._pauses) and self.fate is None
+
+    @property
+    def due_in_seconds(self) -> float:
+        """Until the first of its waits ends."""
+        return max(0.0, min(due for due, _ in self._pauses.values()) - time.monotonic())
+
+    def resume(self, lease: Lease) -> None:
+        """Go on with a new lease, nobody having had the instance in between."""
+        self.lease = lease
+        self.holder = replace(self.holder, epoch=lease.epoch)
+        self.is_parked = False
+        if lease.is_cancelled:
+            self.ask_to_stop()
+        now = time.monotonic()
+        for due, future in list(self._pauses.values()):
+            if not future.done() and (due - now <= IDLE_AFTER_SECONDS or self.fate is not None):
+                future.set_result(None)
+        self._look_if_idle()
+
+    def seal(self, fate: type[BaseException]) -> None:
+        """Take the body out of memory: nothing it does from now on has any effect."""
+        if self.fate is None or fate is LeaseLostError:
+            self.fate = fate
+        for task in (self.body, *self._tasks):
+            if task is not None and not task.done():
+                task.cancel()
+
+    def ask_to_stop(self) -> None:
+        """The instance is cancelled: the body meets :class:`Cancelled` at its next step, or where it waits."""
+        if self.fate is None:
+            self.fate = Cancelled
+            for future in (*self._short_pauses, *(future for _, future in self._pauses.values())):
+                _wake(future)
+
+    async def save_values(self) -> None:
+        """Write what ``ctx.now()`` recorded, before anything happens that may depend on it.
+
+        :raises LeaseLostError: another worker owns the instance.
+        """
+        async with self._saving:
+            steps, self._unsaved = self._unsaved, []
+            for outcome in await asyncio.gather(*(self._owner.commit(step) for step in steps)):
+                if isinstance(outcome, LeaseLost):
+                    raise LeaseLostError("Another worker owns this instance now.")
+
+    # What the context asks (core.ports.BodyExecution).
+
+    @property
+    def is_replaying(self) -> bool:
+        """True while history has answers that were not asked for yet."""
+        return self.replay.is_replaying
+
+    def call_activity(
+        self, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, activity_id: str | None
+    ) -> Any:
+        """Take the step's id now; return its value, or an awaitable of it."""
+        self._refuse_if_sealed()
+        key = self._branch().take(activity.name, activity_id)
+        recorded = self._ask(key, activity.name)
+        return self._hand_out(self._step(activity, key, recorded, args, kwargs))
+
+    def call_inline(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run another workflow's function as part of this body."""
+        self._refuse_if_sealed()
+        if is_in_greenlet() and not workflow.is_async:
+            return workflow.function(SyncWorkflowContext(self), *args, **kwargs)
+        return self._hand_out(self._call(workflow, args, kwargs))
+
+    def gather(self, branches: tuple[Callable[[], Any], ...], *, return_exceptions: bool) -> list[Any]:
+        """Run branches of a plain ``def`` body side by side, each in a greenlet and a task of its own."""
+        self._refuse_if_sealed()
+
+        async def together() -> list[Any]:
+            return await asyncio.gather(
+                *(run_in_greenlet(branch) for branch in branches), return_exceptions=return_exceptions
+            )
+
+        found: list[Any] = wait_in_greenlet(together())
+        return found
+
+    def now(self) -> datetime:
+        """The recorded time of this call, or now."""
+        self._refuse_if_sealed()
+        name = "ctx.now"
+        key = self._branch().take(name)
+        recorded = self._ask(key, name)
+        if recorded is not None:
+            moment: datetime = _DATETIME.decode_parsed(recorded.event_data["result"], owner=name)
+            return moment.astimezone(UTC)
+        moment = datetime.now(UTC)
+        event = event_json(name, result_json=_DATETIME.encode(moment, owner=name))
+        self._unsaved.append(Step(self.holder, key, self.next_seq(), EventType.VALUE_RECORDED, event))
+        return moment
+
+    def uuid4(self) -> uuid.UUID:
+        """Derived from the instance and the place of the call."""
+        return uuid.UUID(bytes=self._derived("uuid4")[:16], version=4)
+
+    def random(self) -> float:
+        """Derived from the instance and the place of the call."""
+        return (int.from_bytes(self._derived("random")[:8], "big") >> 11) / (1 << 53)
+
+    # What the work on a step asks.
+
+    def next_seq(self) -> int:
+        """The number of the next recorded step."""
+        return next(self._seq)
+
+    async def commit(self, unit: Unit) -> Outcome:
+        """Write one unit."""
+        return await self._owner.commit(unit)
+
+    async def wait_until_reachable(self) -> None:
+        """Return once the database answers."""
+        await self._owner.wait_until_reachable()
+
+    async def pause(self, activity_id: str, seconds: float) -> None:
+        """Wait before the next attempt; a long pause may give the lease back meanwhile.
+
+        :raises Cancelled: the instance was asked to stop.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        if seconds <= IN_MEMORY_SECONDS:
+            # Over in a moment: the step stays busy, the lease stays here.
+            timer = loop.call_later(seconds, _wake, future)
+            self._short_pauses.add(future)
+            try:
+                await future
+            finally:
+                timer.cancel()
+                self._short_pauses.discard(future)
+        else:
+            timer = loop.call_later(seconds, self._wake_unless_parked, future)
+            self._pauses[activity_id] = time.monotonic() + seconds, future
+            self._step_ends()
+            try:
+                await future
+            finally:
+                timer.cancel()
+                del self._pauses[activity_id]
+                self._step_begins()
+        if self.fate is not None:
+            raise self.fate
+
+    def answer(self, activity: Activity[..., Any], recorded: Recorded) -> Any:
+        """The value, or the exception, that a recorded step stands for.
+
+        :raises Cancelled: the instance was asked to stop while this step was on its way.
+        """
+        if self.fate is Cancelled:
+            raise Cancelled
+        data = recorded.event_data
+        if recorded.event_type == EventType.ACTIVITY_COMPLETED:
+            owner = f"recorded result of activity {activity.name!r} ({recorded.activity_id})"
+            return activity.parameters.result.decode_parsed(data.get("result"), owner=owner)
+        error = decode_error(data["error"])
+        metadata = data.get("retry_metadata")
+        if metadata and metadata["exhausted"]:
+            raise exhausted_error(activity.name, metadata) from error
+        raise error
+
+    def hook(self, name: str, *details: Any) -> None:
+        """Tell the hooks; what they raise is logged and changes nothing."""
+        try:
+            getattr(self._workplace.hooks, name)(self.instance_id, *details)
+        except Exception:  # the edge of user code
+            _log.exception("The hook %s raised for instance %s; nothing is changed by that", name, self.instance_id)
+
+    # Inside.
+
+    async def _run_body(self) -> Any:
+        current_place.set(self)
+        task = asyncio.current_task()
+        assert task is not None
+        _branch_and_task.set((Branch(), task))
+        with self._workplace.environment.around_body():
+            owner = f"input of workflow {self.workflow_name!r}"
+            args, kwargs = self.workflow.parameters.decode(parse(self.lease.input_json), owner=owner)
+            self._workplace.probe("body.started")
+            return await self._call(self.workflow, args, kwargs)
+
+    async def _call(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if workflow.is_async:
+            return await workflow.function(WorkflowContext(self), *args, **kwargs)
+        return await run_in_greenlet(workflow.function, SyncWorkflowContext(self), *args, **kwargs)
+
+    def _hand_out(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return wait_in_greenlet(coroutine) if is_in_greenlet() else coroutine
+
+    def _branch(self) -> Branch:
+        branch, owner = _branch_and_task.get()
+        task = asyncio.current_task()
+        assert task is not None
+        if task is owner:
+            return branch
+        child = Branch(branch)
+        _branch_and_task.set((child, task))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return child
+
+    def _ask(self, key: StepKey, name: str) -> Recorded | None:
+        try:
+            return self.replay.ask(key, name)
+        except NonDeterminismError as mismatch:
+            self.mismatch = self.mismatch or mismatch
+            raise
+
+    async def _step(
+        self, activity: Activity[..., Any], key: StepKey, recorded: Recorded | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self._refuse_if_sealed()
+        if recorded is not None:
+            return self.answer(activity, recorded)
+        if self._owner.is_draining:
+            await asyncio.get_running_loop().create_future()  # nothing new is begun; the instance goes on elsewhere
+        if self.is_parked:
+            # The body went on by something that is not a step, such as asyncio.sleep(): it is replayed.
+            self.seal(Suspended)
+            raise Suspended
+        self._step_begins()
+        try:
+            if self._unsaved or self._saving.locked():
+                await self.save_values()
+            value = await StepWork(self._workplace, self, key, activity, args, kwargs).outcome()
+        except LeaseLostError:
+            self.fate = LeaseLostError
+            raise
+        finally:
+            self._step_ends()
+        if self.fate is not None:
+            raise self.fate
+        return value
+
+    def _step_begins(self) -> None:
+        self._busy += 1
+        self._turn += 1
+
+    def _step_ends(self) -> None:
+        self._busy -= 1
+        self._turn += 1
+        if self._pauses:
+            self._look_if_idle()
+
+    def _look_if_idle(self) -> None:
+        turn = self._turn
+
+        def look() -> None:
+            if turn == self._turn and self.is_idle and not self.is_parked:
+                self._owner.has_gone_idle(self)
+
+        asyncio.get_running_loop().call_later(IDLE_AFTER_SECONDS, look)
+
+    def _wake_unless_parked(self, future: asyncio.Future[None]) -> None:
+        if not self.is_parked:
+            _wake(future)
+
+    def _refuse_if_sealed(self) -> None:
+        if self.mismatch is not None:
+            raise self.mismatch
+        if self.fate is not None:
+            raise self.fate
+
+    def _derived(self, purpose: str) -> bytes:
+        self._refuse_if_sealed()
+        return hashlib.sha256(f"{self.instance_id}\0{self._branch().derive(purpose)}".encode()).digest()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+

@@ -1,0 +1,66 @@
+"""One thread with one connection for what a worker asks now and then: claims, renewals, recovery.
+
+Never behind the committer, never on the application's pool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from edda_engine.storage.database import Database, is_outage
+
+T = TypeVar("T")
+
+_PAUSES = (0.1, 0.2, 0.5, 1.0)
+
+
+class ServiceThread:
+    """Runs short transactions off the loop, one at a time."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edda-service")
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """Run *work* in a transaction of its own."""
+
+        def in_transaction() -> T:
+            with self._database.write() as conn:
+                return work(conn)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, in_transaction)
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run *work* on a connection, reading."""
+
+        def on_connection() -> T:
+            with self._database.service.connect() as conn:
+                return work(conn)
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, on_connection)
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """Run *work* on the thread; it makes its own transactions."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    async def wait_until_reachable(self) -> None:
+        """Return once the database answers a query."""
+        attempt = 0
+        while True:
+            try:
+                await self.read(lambda conn: conn.exec_driver_sql("SELECT 1").scalar())
+                return
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
+                attempt += 1
+
+    def close(self) -> None:
+        """End the thread."""
+        self._executor.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,181 @@
+"""One attempt's transaction: begun at its first SQL, committed with its history row, refusable from outside.
+
+How it thinks. The transaction belongs to the thread (or greenlet) that runs the activity. Sessions borrow its
+connection and work in savepoints, so whatever user code commits or rolls back stays inside. Only
+:meth:`AttemptTransaction.commit` makes anything durable, and only together with the step's row. An attempt that
+is late is refused by another thread: from then on no statement of it is executed, and what it wrote is undone.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from edda_engine.errors import LeaseLostError
+from edda_engine.runtime.probes import Probe
+from edda_engine.storage.commit import Outcome, Saved, Step, commit_step
+from edda_engine.storage.database import WRITE_OPTION, Database, is_outage
+
+_log = logging.getLogger(__name__)
+
+
+class _State(Enum):
+    OPEN = auto()
+    COMMITTING = auto()
+    REFUSED = auto()
+    OVER = auto()
+
+
+class AttemptTransaction:
+    """The database side of one attempt of one activity."""
+
+    def __init__(
+        self, database: Database, find_engine: Callable[[], Engine], *, probe: Probe, takes_turn: bool
+    ) -> None:
+        self._database, self._find_engine, self._probe = database, find_engine, probe
+        self._takes_turn = takes_turn
+        self._connection: Connection | None = None
+        self._give_back: Callable[[], None] = lambda: None
+        self._state = _State.OPEN
+        self._lock = threading.Lock()
+        self._backend_pid: int | None = None
+        self.saw_outage = False
+
+    @property
+    def is_begun(self) -> bool:
+        """True once the activity has executed SQL."""
+        return self._connection is not None
+
+    def serves(self, engine: Any) -> bool:
+        """Whether *engine* is the one whose work belongs to this transaction."""
+        return engine is self._database.engine
+
+    def connection(self) -> Connection:
+        """The connection of this attempt; the first call opens it and begins.
+
+        :raises LeaseLostError: the attempt was refused; passes through ``except Exception``.
+        """
+        self._refuse_if_over()
+        if self._connection is None:
+            if self._takes_turn:
+                self._give_back = self._database.take_turn()
+            try:
+                conn = self._find_engine().connect().execution_options(**{WRITE_OPTION: True})
+                event.listen(conn, "before_cursor_execute", self._guard)
+                self._connection = conn
+                conn.begin()
+                self._remember_backend(conn)
+            except BaseException as error:
+                self.saw_outage = self.saw_outage or is_outage(error)
+                self._close()
+                raise
+        return self._connection
+
+    def commit(self, step: Step) -> Outcome:
+        """Write the history row and commit; on any other outcome than :class:`Saved` all is rolled back.
+
+        :raises sqlalchemy.exc.DBAPIError: the database refuses; whether it is an outage tells :attr:`saw_outage`.
+        """
+        with self._lock:
+            self._refuse_if_over()
+            self._state = _State.COMMITTING
+        conn = self._connection
+        assert conn is not None
+        try:
+            outcome = commit_step(conn, step)
+            if isinstance(outcome, Saved):
+                self._probe("step.before_commit")
+                conn.get_transaction().commit()  # type: ignore[union-attr]
+                self._probe("step.after_commit")
+            return outcome
+        except DBAPIError as error:
+            self.saw_outage = self.saw_outage or is_outage(error)
+            raise
+        finally:
+            self._close()
+
+    def abandon(self) -> None:
+        """Roll back and return the connection."""
+        if self._connection is not None:
+            self.saw_outage = self.saw_outage or self._connection.invalidated
+        self._close()
+
+    def refuse(self) -> bool:
+        """Called by the loop: the attempt is late. False if it is committing already.
+
+        The database's locks are freed as soon as can be; the activity's thread may still run.
+        """
+        with self._lock:
+            if self._state is not _State.OPEN:
+                return self._state is _State.REFUSED
+            self._state = _State.REFUSED
+            conn = self._connection
+        if conn is not None and self._database.is_sqlite:
+            self._undo_sqlite(conn)
+        return True
+
+    def terminate_backend(self) -> None:
+        """PostgreSQL: end the refused transaction from outside; runs SQL, so not on the loop."""
+        if self._backend_pid is None or self._database.is_sqlite:
+            return
+        try:
+            with self._database.service.connect() as conn:
+                conn.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": self._backend_pid})
+        except SQLAlchemyError as error:
+            _log.warning("A late activity's transaction could not be ended from outside: %s", error)
+
+    def _refuse_if_over(self) -> None:
+        if self._state in (_State.REFUSED, _State.OVER):
+            raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
+
+    def _guard(self, *_: Any) -> None:
+        if self._state is _State.REFUSED:
+            raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
+
+    def _remember_backend(self, conn: Connection) -> None:
+        if not self._database.is_sqlite:
+            raw: Any = conn.connection.dbapi_connection
+            backend = getattr(raw, "info", None)
+            self._backend_pid = getattr(backend, "backend_pid", None)
+
+    def _undo_sqlite(self, conn: Connection) -> None:
+        raw: Any = conn.connection.dbapi_connection
+        if not isinstance(raw, sqlite3.Connection):
+            return
+        with suppress(sqlite3.Error):
+            # First deny everything but ROLLBACK: a statement that slipped in after it would commit by itself.
+            raw.set_authorizer(_only_rollback)
+            raw.interrupt()
+            raw.rollback()
+        self._give_back()
+
+    def _close(self) -> None:
+        with self._lock:
+            was_refused = self._state is _State.REFUSED
+            self._state = _State.REFUSED if was_refused else _State.OVER
+            conn, self._connection = self._connection, None
+        try:
+            if conn is not None:
+                if was_refused:
+                    # Its transaction was ended behind its back; nobody else may get this connection.
+                    with suppress(SQLAlchemyError):
+                        conn.invalidate()
+                with suppress(SQLAlchemyError):
+                    conn.close()
+        finally:
+            self._give_back()
+
+
+def _only_rollback(action: int, first: str | None, *_: Any) -> int:
+    allowed = action == sqlite3.SQLITE_TRANSACTION and first == "ROLLBACK"
+    return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
+
+

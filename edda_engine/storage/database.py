@@ -1,0 +1,221 @@
+"""The database: engine set-up per dialect, and the only place that begins and commits.
+
+How it thinks. There are two pools on one database. The *shared* engine is the application's own; activities,
+views and questions use it. The *service* engine has the same settings and a pool of its own, so that the
+committer never waits behind the application's connections; it needs at most three.
+
+SQLite admits one writer. Connections that write for us begin with ``BEGIN IMMEDIATE`` (an execution option
+tells), so that a lock is waited for at the start and never lost in the middle; all others are left as the
+application set them up. Threads of one process queue on a lock of ours, which is fairer than SQLite's polling.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from edda_engine.errors import ConfigurationError
+
+T = TypeVar("T")
+
+WRITE_OPTION = "edda_write"
+_BUSY_TIMEOUT_MS = 60_000
+_PYTHON_DEFAULT_BUSY_MS = 5_000
+
+_TRANSIENT_SQLSTATES = ("08", "57P", "53", "40001", "40P01", "55P03", "25P03", "25006")
+_TRANSIENT_SQLITE = ("locked", "busy", "unable to open", "disk i/o", "is full", "closed")
+
+
+class WriteTurn:
+    """Whose turn it is to write, among the threads of one process; only SQLite needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def take(self) -> Callable[[], None]:
+        """Wait for the turn; call the result to pass it on, once or more often."""
+        acquired = self._lock.acquire(timeout=_BUSY_TIMEOUT_MS / 1000)
+        pending = [acquired]
+
+        def give_back() -> None:
+            if pending and pending.pop():
+                self._lock.release()
+
+        return give_back
+
+
+class Database:
+    """One database, as this process uses it."""
+
+    def __init__(self, engine: Engine, *, owns_engine: bool = False) -> None:
+        self.dialect = engine.dialect.name
+        if self.dialect not in ("postgresql", "sqlite"):
+            raise ConfigurationError(
+                f"edda stores its state in PostgreSQL or SQLite; {self.dialect!r} is not supported."
+                " Give it a database of its own with DATABASE_URL (or db_url=)."
+            )
+        if self.dialect == "sqlite" and engine.url.database in (None, "", ":memory:"):
+            raise ConfigurationError(
+                "edda cannot use an in-memory SQLite database: each connection would see another one, and a restart"
+                " would lose everything. Use a file, for example sqlite:///app.db."
+            )
+        self.engine = engine
+        self._owns_engine = owns_engine
+        self._pid = os.getpid()
+        self._turn = WriteTurn()
+        self._service: Engine | None = None
+        if self.dialect == "sqlite":
+            configure_sqlite(engine)
+
+    @classmethod
+    def from_url(cls, url: str | URL) -> Database:
+        """A database by URL: ``sqlite:///app.db``, ``postgresql://...``, ``postgresql+psycopg://...``."""
+        return cls(create_engine(normalized_url(url), pool_pre_ping=False), owns_engine=True)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """One host, one writer."""
+        return self.dialect == "sqlite"
+
+    def shared_engine(self) -> Engine:
+        """The application's own engine."""
+        return self.engine
+
+    @property
+    def service(self) -> Engine:
+        """The engine's own small pool; made on first use in this process."""
+        if self._pid != os.getpid():
+            self.after_fork()
+        if self._service is None:
+            self._service = create_engine(self.engine.url, pool=self.engine.pool.recreate())
+            if self.is_sqlite:
+                configure_sqlite(self._service)
+        return self._service
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A short look at what is committed, on the application's pool."""
+        with self.engine.connect() as conn:
+            yield conn
+
+    @contextmanager
+    def write(self, *, service: bool = True) -> Iterator[Connection]:
+        """A transaction: committed at the end, rolled back on any exception."""
+        give_back = self.take_turn()
+        try:
+            engine = self.service if service else self.engine
+            with engine.connect().execution_options(**{WRITE_OPTION: True}) as conn, conn.begin():
+                yield conn
+        finally:
+            give_back()
+
+    def take_turn(self) -> Callable[[], None]:
+        """Wait until this thread may write; the result passes the turn on."""
+        return self._turn.take() if self.is_sqlite else _nothing
+
+    def after_fork(self) -> None:
+        """Forget connections and locks of the parent process without touching them."""
+        self._pid = os.getpid()
+        self._turn = WriteTurn()
+        if self._service is not None:
+            self._service.dispose(close=False)
+            self._service = None
+        self.engine.dispose(close=False)
+
+    def close(self) -> None:
+        """Close the connections that are ours."""
+        if self._service is not None:
+            self._service.dispose()
+            self._service = None
+        if self._owns_engine:
+            self.engine.dispose()
+
+
+def normalized_url(url: str | URL) -> URL:
+    """A URL with the driver this library needs: ``postgresql://`` means psycopg 3.
+
+    :raises ConfigurationError: not a URL of a supported database.
+    """
+    try:
+        made = make_url(url)
+    except Exception as error:  # SQLAlchemy raises several kinds for several kinds of nonsense
+        raise ConfigurationError(
+            f"{str(url)[:20]!r}... is not a database URL. Examples: sqlite:///app.db, postgresql://user@host/name."
+        ) from error
+    if made.drivername in ("postgresql", "postgres"):
+        return made.set(drivername="postgresql+psycopg")
+    return made
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether *error* says that the database could not be reached or used, rather than that a statement was wrong.
+
+    What failed this way may be tried again as it is, once the database answers.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return isinstance(error, PendingRollbackError) and "invalid" in str(error)
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, (OperationalError, InterfaceError)):
+        return False
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is not None:
+        return str(sqlstate).startswith(_TRANSIENT_SQLSTATES)
+    if type(error.orig).__module__.startswith("psycopg"):
+        return True
+    return any(word in str(error.orig).lower() for word in _TRANSIENT_SQLITE)
+
+
+def _nothing() -> None:
+    """No turn to give back."""
+
+
+def _in_transaction(conn: Connection) -> bool:
+    raw: Any = conn.connection.driver_connection  # of aiosqlite too
+    return bool(raw.in_transaction)
+
+
+def configure_sqlite(engine: Engine) -> None:
+    """Make savepoints and immediate transactions work; safe to call again for the same engine."""
+    if getattr(engine, "_edda_configured", False):
+        return
+    engine._edda_configured = True  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "connect")
+    def _wait_longer(dbapi_connection: Any, _record: Any) -> None:
+        cursor = dbapi_connection.cursor()
+        cursor.execute("PRAGMA busy_timeout")
+        (milliseconds,) = cursor.fetchone()
+        if milliseconds <= _PYTHON_DEFAULT_BUSY_MS:
+            cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin_immediate(conn: Connection) -> None:
+        if conn.get_execution_options().get(WRITE_OPTION):
+            adapted: Any = conn.connection.dbapi_connection
+            adapted.isolation_level = None
+            if not _in_transaction(conn):
+                conn.exec_driver_sql("BEGIN IMMEDIATE")
+
+    @event.listens_for(engine, "savepoint")
+    def _begin_before_savepoint(conn: Connection, _name: str) -> None:
+        # sqlite3 begins before INSERT and its kin, but not before SAVEPOINT; the outermost RELEASE would commit.
+        if not _in_transaction(conn):
+            conn.exec_driver_sql("BEGIN")
+
+    @event.listens_for(engine, "checkin")
+    def _restore(dbapi_connection: Any, _record: Any) -> None:
+        if dbapi_connection is not None and dbapi_connection.isolation_level is None:
+            dbapi_connection.isolation_level = ""

@@ -1,0 +1,77 @@
+"""History: one row a step, ``(instance_id, activity_id)`` unique."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select, tuple_
+from sqlalchemy.dialects import postgresql, sqlite
+
+from edda_engine.core.codec import parse
+from edda_engine.core.events import EventType, HistoryEvent, Recorded
+from edda_engine.storage.schema import history
+from edda_engine.storage.types import clock
+
+_C = history.c
+_RECORDED = (_C.instance_id, _C.activity_id, _C.branch, _C.position, _C.event_type, _C.event_data, _C.format, _C.seq)
+
+
+def insert_steps(conn: Connection, rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Write steps; returns the keys of those that were not recorded before."""
+    dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    statement = (
+        dialect_insert(history)
+        .values(created_at=clock())
+        .on_conflict_do_nothing(index_elements=["instance_id", "activity_id"])
+        .returning(_C.instance_id, _C.activity_id)
+    )
+    return {(row[0], row[1]) for row in conn.execute(statement, rows)}
+
+
+def load(conn: Connection, instance_ids: Collection[str]) -> dict[str, tuple[list[Recorded], int]]:
+    """The recorded steps of instances, and the last ``seq`` of each."""
+    found: dict[str, tuple[list[Recorded], int]] = defaultdict(lambda: ([], 0))
+    query = select(*_RECORDED).where(_C.instance_id.in_(instance_ids)).order_by(_C.instance_id, _C.seq)
+    for row in conn.execute(query):
+        steps, last = found[row.instance_id]
+        steps.append(_recorded(row))
+        found[row.instance_id] = steps, max(last, row.seq)
+    return dict(found)
+
+
+def load_steps(conn: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Recorded]:
+    """Single steps, for those who found them recorded already."""
+    query = select(*_RECORDED).where(tuple_(_C.instance_id, _C.activity_id).in_(list(keys)))
+    return {(row.instance_id, row.activity_id): _recorded(row) for row in conn.execute(query)}
+
+
+def timeline(conn: Connection, instance_id: str) -> list[HistoryEvent]:
+    """The steps of an instance in the order in which they were recorded, as users read them."""
+    query = (
+        select(_C.activity_id, _C.event_type, _C.event_data, _C.created_at)
+        .where(_C.instance_id == instance_id)
+        .order_by(_C.seq, _C.created_at)
+    )
+    return [HistoryEvent(row[0], row[1], parse(row[2]), row[3]) for row in conn.execute(query)]
+
+
+def forget_last_failure(conn: Connection, instance_id: str) -> str | None:
+    """Delete the last step if it is a failed activity, so that it is tried anew; returns its id."""
+    last = conn.execute(
+        select(_C.activity_id, _C.event_type).where(_C.instance_id == instance_id).order_by(_C.seq.desc()).limit(1)
+    ).first()
+    if last is None or last.event_type != EventType.ACTIVITY_FAILED:
+        return None
+    conn.execute(delete(history).where(_C.instance_id == instance_id, _C.activity_id == last.activity_id))
+    return str(last.activity_id)
+
+
+def count(conn: Connection, instance_id: str) -> int:
+    """How many steps are recorded."""
+    return int(conn.execute(select(func.count()).where(_C.instance_id == instance_id)).scalar_one())
+
+
+def _recorded(row: Any) -> Recorded:
+    return Recorded(row.activity_id, row.branch, row.position, row.event_type, parse(row.event_data), row.format)

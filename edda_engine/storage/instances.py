@@ -1,0 +1,337 @@
+"""Instances: start, claim, renew, release, cancel, look up.
+
+Due is one question, ``wake_at <= now`` and not finished. New, retried and abandoned instances are all found by
+it; a running instance's ``wake_at`` is the end of its lease, so an expired lease is due too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Float, RowMapping, Select, and_, bindparam, func, literal, or_, select, update
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import JSONB
+
+from edda_engine.core.codec import parse
+from edda_engine.core.ports import NewInstance
+from edda_engine.core.status import FINISHED, Status
+from edda_engine.errors import InstanceConflictError
+from edda_engine.storage.schema import definitions, instances, workers
+from edda_engine.storage.types import clock, clock_plus
+
+_C = instances.c
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to work on an instance, until it expires or *epoch* is outdated."""
+
+    instance_id: str
+    epoch: int
+    workflow_name: str
+    input_json: str
+    lock_timeout_seconds: float
+    started_at: datetime
+    is_cancelled: bool
+
+    @property
+    def has_history(self) -> bool:
+        """False for an instance that nobody has worked on before."""
+        return self.epoch > 1
+
+
+def insert_instance(conn: Connection, new: NewInstance) -> bool:
+    """Write a start; False if the same one is there already.
+
+    :raises InstanceConflictError: the id belongs to another workflow or input.
+    """
+    if new.start_at is not None:
+        wake_at: Any = new.start_at
+    else:
+        wake_at = clock_plus(literal(new.delay_seconds, Float)) if new.delay_seconds else clock()
+    dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    statement = (
+        dialect_insert(instances)
+        .values(
+            instance_id=new.instance_id,
+            workflow_name=new.workflow_name,
+            service=new.service,
+            status=Status.PENDING,
+            input=new.input_json,
+            source_hash=new.source_hash,
+            priority=new.priority,
+            wake_at=wake_at,
+            lock_timeout_seconds=new.lock_timeout_seconds,
+            created_at=clock(),
+            updated_at=clock(),
+        )
+        .on_conflict_do_nothing(index_elements=["instance_id"])
+        .returning(_C.instance_id)
+    )
+    if conn.execute(statement).first() is not None:
+        return True
+    known = conn.execute(select(_C.workflow_name, _C.input).where(_C.instance_id == new.instance_id)).first()
+    if known is not None and (known.workflow_name != new.workflow_name or parse(known.input) != parse(new.input_json)):
+        raise InstanceConflictError(
+            new.instance_id,
+            recorded=f"{known.workflow_name}({_short(known.input)})",
+            requested=f"{new.workflow_name}({_short(new.input_json)})",
+        )
+    return False
+
+
+def claim_due(
+    conn: Connection, *, worker_id: str, service: str, names: Collection[str], limit: int
+) -> list[Lease]:
+    """Take up to *limit* due instances, the highest priority first, then the longest-waiting.
+
+    An expired lease is due too: that is the whole of crash recovery by time.
+    """
+    due = (
+        select(_C.instance_id)
+        .where(_C.service == service, _C.workflow_name.in_(names), _C.wake_at <= clock())
+        .order_by(_C.priority.desc(), _C.wake_at)
+        .limit(limit)
+        # PostgreSQL skips rows that another worker is claiming. SQLite has no row locks and SQLAlchemy
+        # leaves the clause out; there BEGIN IMMEDIATE already admits one writer.
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    expires_at = clock_plus(_C.lock_timeout_seconds)
+    taken = (
+        update(instances)
+        .where(_C.instance_id.in_(select(due.c.instance_id)))
+        .values(
+            status=Status.RUNNING,
+            locked_by=worker_id,
+            lock_epoch=_C.lock_epoch + 1,
+            lock_expires_at=expires_at,
+            wake_at=expires_at,
+            started_at=func.coalesce(_C.started_at, clock()),
+            updated_at=clock(),
+        )
+        .returning(
+            _C.instance_id,
+            _C.lock_epoch,
+            _C.workflow_name,
+            _C.input,
+            _C.lock_timeout_seconds,
+            _C.started_at,
+            _C.cancel_requested_at,
+        )
+    )
+    # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
+    return [Lease(*row[:4], float(row[4]), row[5], row[6] is not None) for row in conn.execute(taken)]
+
+
+def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> dict[str, bool]:
+    """Extend the leases this worker still holds; returns them, each with whether it is to be cancelled."""
+    mine = (
+        select(_C.instance_id)
+        .where(_C.instance_id.in_(instance_ids), _C.locked_by == worker_id)
+        .order_by(_C.instance_id)
+        .with_for_update()
+        .cte("mine")
+    )
+    expires_at = clock_plus(_C.lock_timeout_seconds)
+    renewed = (
+        update(instances)
+        .where(_C.instance_id.in_(select(mine.c.instance_id)))
+        .values(lock_expires_at=expires_at, wake_at=expires_at)
+        .returning(_C.instance_id, _C.cancel_requested_at)
+    )
+    return {row[0]: row[1] is not None for row in conn.execute(renewed)}
+
+
+_NOT_FINISHED = _C.status.not_in(list(FINISHED))
+
+
+def release_worker(conn: Connection, worker_id: str) -> list[str]:
+    """Make everything that *worker_id* holds due at once, for others; its late writes are refused from now on."""
+    released = (
+        update(instances)
+        .where(_C.locked_by == worker_id, _NOT_FINISHED)
+        .values(locked_by=None, lock_expires_at=None, wake_at=clock(), lock_epoch=_C.lock_epoch + 1, updated_at=clock())
+        .returning(_C.instance_id)
+    )
+    return list(conn.execute(released).scalars())
+
+
+def release(conn: Connection, *, worker_id: str, instance_ids: Collection[str], delay_seconds: float = 0.0) -> None:
+    """Hand leases back; the instances are due after *delay_seconds*."""
+    conn.execute(
+        update(instances)
+        .where(_C.instance_id.in_(instance_ids), _C.locked_by == worker_id, _NOT_FINISHED)
+        .values(
+            locked_by=None,
+            lock_expires_at=None,
+            wake_at=clock_plus(literal(delay_seconds, Float)),
+            lock_epoch=_C.lock_epoch + 1,
+            updated_at=clock(),
+        )
+    )
+
+
+def release_strays(conn: Connection, *, worker_id: str, held: Collection[str]) -> None:
+    """Hand back what is locked by *worker_id* although it does not know of it."""
+    conn.execute(
+        update(instances)
+        .where(_C.locked_by == worker_id, _C.instance_id.not_in(held), _NOT_FINISHED)
+        .values(locked_by=None, lock_expires_at=None, wake_at=clock(), lock_epoch=_C.lock_epoch + 1, updated_at=clock())
+    )
+
+
+def request_cancel(conn: Connection, instance_id: str, reason: str | None) -> Status | None:
+    """Cancel an instance nobody works on at once; ask the worker of a running one to stop.
+
+    :returns: The status afterwards: ``cancelled``, or ``running`` when it was asked to stop, or the final
+        status it has already; ``None`` if there is no such instance.
+    """
+    row = conn.execute(
+        select(_C.status, _C.locked_by).where(_C.instance_id == instance_id).with_for_update()
+    ).first()
+    if row is None:
+        return None
+    status = Status(row.status)
+    if status.is_finished:
+        return status
+    values: dict[str, Any] = {"cancel_requested_at": clock(), "cancel_reason": reason, "updated_at": clock()}
+    if row.locked_by is None:
+        status = Status.CANCELLED
+        values |= {"status": status, "wake_at": None, "completed_at": clock(), "error": None}
+    conn.execute(update(instances).where(_C.instance_id == instance_id).values(**values))
+    return status
+
+
+def take_up_again(conn: Connection, instance_id: str) -> bool:
+    """Make a failed or blocked instance due again; False if there is nothing to take up."""
+    done = conn.execute(
+        update(instances)
+        .where(
+            _C.instance_id == instance_id,
+            _C.locked_by.is_(None),
+            or_(_C.status == Status.FAILED, and_(_NOT_FINISHED, _C.wake_at.is_(None))),
+        )
+        .values(
+            status=Status.RUNNING, error=None, output=None, completed_at=None, cancel_requested_at=None,
+            cancel_reason=None, wake_at=clock(), updated_at=clock(),
+        )  # fmt: skip
+        .returning(_C.instance_id)
+    )
+    return done.first() is not None
+
+
+_LISTED = (
+    _C.instance_id, _C.workflow_name, _C.service, _C.status, _C.input, _C.output, _C.error, _C.source_hash, _C.priority,
+    _C.wake_at, _C.locked_by, _C.lock_expires_at, _C.lock_epoch, _C.lock_timeout_seconds, _C.parent_instance_id,
+    _C.continued_from, _C.cancel_requested_at, _C.cancel_reason, _C.created_at, _C.started_at, _C.updated_at,
+    _C.completed_at,
+)  # fmt: skip
+
+
+def find(conn: Connection, instance_id: str) -> RowMapping | None:
+    """One instance, or ``None``."""
+    return conn.execute(select(*_LISTED).where(_C.instance_id == instance_id)).mappings().first()
+
+
+def outcome(conn: Connection, instance_id: str) -> RowMapping | None:
+    """What ``result()`` needs of an instance, or ``None`` if there is no such instance."""
+    columns = (_C.workflow_name, _C.status, _C.output, _C.error, _C.cancel_reason)
+    return conn.execute(select(*columns).where(_C.instance_id == instance_id)).mappings().first()
+
+
+def listed(
+    conn: Connection,
+    *,
+    service: str | None,
+    statuses: Collection[Status] | None,
+    workflow_name: str | None,
+    instance_id: str | None,
+    input_filters: Mapping[str, Any] | None,
+    started_after: datetime | None,
+    started_before: datetime | None,
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> Sequence[RowMapping]:
+    """Instances that match, newest first, after a known one."""
+    query: Select[Any] = select(*_LISTED).order_by(_C.created_at.desc(), _C.instance_id.desc()).limit(limit)
+    if service is not None:
+        query = query.where(_C.service == service)
+    if statuses is not None:
+        query = query.where(_C.status.in_([str(status) for status in statuses]))
+    if workflow_name is not None:
+        query = query.where(_C.workflow_name == workflow_name)
+    if instance_id is not None:
+        query = query.where(_C.instance_id == instance_id)
+    if started_after is not None:
+        query = query.where(_C.created_at >= started_after)
+    if started_before is not None:
+        query = query.where(_C.created_at < started_before)
+    if after is not None:
+        created_at, last_id = after
+        query = query.where(
+            or_(_C.created_at < created_at, and_(_C.created_at == created_at, _C.instance_id < last_id))
+        )
+    for path, wanted in (input_filters or {}).items():
+        query = query.where(_input_equals(conn.dialect.name, path, wanted))
+    return conn.execute(query).mappings().all()
+
+
+def _input_equals(dialect: str, path: str, wanted: Any) -> Any:
+    """``input.a.b = wanted``, for a dotted path."""
+    steps = path.split(".")
+    if dialect == "postgresql":
+        document = sql_cast(_C.input, JSONB)
+        found = func.jsonb_extract_path(document, *steps, type_=JSONB)
+        return found == sql_cast(literal(json.dumps(wanted)), JSONB)
+    location = "$" + "".join(f'."{step}"' for step in steps)
+    found = func.json_extract(_C.input, location)
+    if isinstance(wanted, (dict, list)):
+        return found == func.json(json.dumps(wanted))
+    if isinstance(wanted, bool):
+        return func.json_type(_C.input, location) == ("true" if wanted else "false")
+    if wanted is None:
+        return func.json_type(_C.input, location) == "null"
+    return and_(found == wanted, func.json_type(_C.input, location).not_in(["true", "false"]))
+
+
+def unclaimable(conn: Connection, service: str) -> list[tuple[str, int]]:
+    """Workflows of *service* with due instances that no registered worker knows, and how many are due."""
+    due = conn.execute(
+        select(_C.workflow_name, func.count())
+        .where(_C.service == service, _C.wake_at <= clock())
+        .group_by(_C.workflow_name)
+    ).all()
+    if not due:
+        return []
+    known: set[str] = set()
+    for text in conn.execute(select(workers.c.workflows).where(workers.c.service == service)).scalars():
+        known.update(parse(text))
+    return [(name, count) for name, count in due if name not in known]
+
+
+def save_definitions(conn: Connection, declared: Iterable[tuple[str, str, str]]) -> None:
+    """Keep the source of each workflow version once: ``(name, hash, source)``."""
+    dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    rows = [{"workflow_name": name, "source_hash": digest, "source": source} for name, digest, source in declared]
+    if rows:
+        statement = dialect_insert(definitions).values(
+            workflow_name=bindparam("workflow_name"), source_hash=bindparam("source_hash"), source=bindparam("source"),
+            created_at=clock(),
+        )  # fmt: skip
+        conn.execute(statement.on_conflict_do_nothing(), rows)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+__all__ = [
+    "Lease", "claim_due", "find", "insert_instance", "listed", "outcome", "release", "release_strays", "release_worker", "renew",
+    "request_cancel", "save_definitions", "take_up_again", "unclaimable",
+]  # fmt: skip

@@ -1,0 +1,288 @@
+"""``@workflow``: a function whose progress is durable.
+
+A workflow is declared here and started elsewhere: ``start()`` checks and encodes its arguments, and asks the
+application to write one row. It never runs in the caller.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
+
+from edda_engine.context import SyncWorkflowContext, WorkflowContext
+from edda_engine.core.ports import NewInstance, current_place
+from edda_engine.declarations import Declaration, Registry, source_of
+from edda_engine.errors import ConfigurationError, InvalidInputError, PayloadError, UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_ID_LENGTH = 255
+
+
+class Unset:
+    """The type of :data:`UNSET`."""
+
+    def __repr__(self) -> str:
+        return "<unset>"
+
+
+UNSET = Unset()
+"""Says that ``session=`` was not given: the application's own rule applies."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """Everything about a start that is not an argument of the workflow."""
+
+    instance_id: str | None = None
+    delay: float | timedelta | None = None
+    start_at: datetime | None = None
+    priority: int = 0
+    lock_timeout_seconds: float | None = None
+    session: Any = UNSET
+
+
+class DeclaredWorkflow(Declaration, Generic[P, R]):
+    """What every front door's ``Workflow`` is: a name, a function and its options."""
+
+    kind = "workflow"
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        lock_timeout_seconds: float | None = None,
+        event_handler: bool = False,
+    ) -> None:
+        super().__init__(function, name=name, reserved="lock_timeout_seconds")
+        check_lock_timeout(lock_timeout_seconds, f"@workflow {self.name!r}")
+        self.lock_timeout_seconds = lock_timeout_seconds
+        self.event_handler = event_handler
+        self.source, self.source_hash = source_of(function)
+
+    @overload
+    def __call__(self, ctx: SyncWorkflowContext, /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def __call__(self, ctx: WorkflowContext, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
+    def __call__(self, ctx: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run this workflow inline, as part of the one that *ctx* belongs to."""
+        place = current_place.get()
+        if not isinstance(ctx, (WorkflowContext, SyncWorkflowContext)) or place is None or not place.is_body:
+            raise UsageError(
+                f"Workflow {self.name!r} was called like a function outside a workflow body. To run it durably use"
+                f" {self.__name__}.start(...); inside another workflow pass that workflow's ctx as the first argument."
+            )
+        return place.call_inline(self, args, kwargs)
+
+    def prepare(
+        self,
+        options: StartOptions,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        service: str,
+        default_lock_timeout: float,
+        max_payload_bytes: int,
+    ) -> NewInstance:
+        """Check and encode a start; nothing is written yet.
+
+        :raises InvalidInputError: the arguments do not fit the signature.
+        :raises UsageError: called in a workflow body.
+        """
+        place = current_place.get()
+        if place is not None and place.is_body:
+            raise UsageError(
+                f"{self.name}.start() was called in the body of workflow {place.workflow_name!r}, which is replayed: it would"
+                f" start again each time. Call it in an @activity, or run it inline: await {self.__name__}(ctx, ...)."
+            )
+        lock_timeout = kwargs.pop("lock_timeout_seconds", None) if "lock_timeout_seconds" in kwargs else None
+        lock_timeout = lock_timeout if lock_timeout is not None else options.lock_timeout_seconds
+        check_lock_timeout(lock_timeout, f"{self.name}.start()")
+        signature = str(self.parameters.signature)
+        try:
+            arguments = self.parameters.bind(args, kwargs)
+            input_json = self.parameters.round_trip(arguments, owner=f"workflow {self.name!r}")
+        except TypeError as error:
+            raise InvalidInputError(self.name, str(error), signature=signature) from error
+        except PayloadError as error:
+            problem = f"the argument at {error.path} {error.problem}"
+            raise InvalidInputError(self.name, problem, signature=signature) from error
+        if len(input_json.encode()) > max_payload_bytes:
+            raise InvalidInputError(
+                self.name,
+                f"its input takes {len(input_json.encode())} bytes of JSON, more than MAX_PAYLOAD_BYTES = {max_payload_bytes}"
+                " (store large data elsewhere and pass a reference, or raise the setting)",
+                signature=signature,
+            )
+        return NewInstance(
+            instance_id=_checked_id(options.instance_id) if options.instance_id is not None else uuid.uuid4().hex,
+            workflow_name=self.name,
+            service=service,
+            input_json=input_json,
+            source_hash=self.source_hash,
+            lock_timeout_seconds=lock_timeout or self.lock_timeout_seconds or default_lock_timeout,
+            priority=_checked_priority(options.priority),
+            delay_seconds=_delay_seconds(options, self.name),
+            start_at=options.start_at,
+        )
+
+
+class StartsWorkflows(Protocol):
+    """The asyncio application, as far as ``start()`` needs it."""
+
+    async def start_with(
+        self, workflow: DeclaredWorkflow[..., Any], options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str:
+        """Write the start."""
+        ...
+
+
+running_apps: list[StartsWorkflows] = []
+"""The asyncio applications that are initialized in this process."""
+
+
+def _the_app() -> StartsWorkflows:
+    if len(running_apps) == 1:
+        return running_apps[0]
+    if not running_apps:
+        raise ConfigurationError(
+            "start() needs a running EddaApp in this process, and there is none."
+            " Call `await app.initialize()` first; in Flask import `workflow` from edda_wsgi."
+        )
+    raise ConfigurationError(
+        f"start() cannot tell which of the {len(running_apps)} running EddaApps is meant; use `await app.start(workflow, ...)`."
+    )
+
+
+class Workflow(DeclaredWorkflow[P, R]):
+    """A declared workflow of the asyncio front door."""
+
+    @overload
+    async def start(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    @overload
+    async def start(self, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any) -> str: ...
+    async def start(self, *args: Any, **kwargs: Any) -> str:
+        """Enqueue a run and return its instance id; the workflow never runs in the caller.
+
+        :param lock_timeout_seconds: Wins over the decorator's and the application's.
+        :raises InvalidInputError: the arguments do not fit the signature; nothing was started.
+        """
+        return await _the_app().start_with(self, StartOptions(), args, kwargs)
+
+    def options(
+        self,
+        *,
+        instance_id: str | None = None,
+        delay: float | timedelta | None = None,
+        start_at: datetime | None = None,
+        priority: int = 0,
+        lock_timeout_seconds: float | None = None,
+        session: Any = UNSET,
+    ) -> Starting[P]:
+        """Say more about a start: ``await wf.options(instance_id=..., delay=60).start(...)``.
+
+        :param instance_id: The same id with the same workflow and input starts nothing twice.
+        :param delay: Seconds (or a timedelta) until it is due.
+        :param start_at: An aware datetime at which it is due.
+        :param priority: Among due instances the higher one is claimed first.
+        :param session: An ``AsyncSession`` whose transaction the start joins; ``None`` commits at once.
+        """
+        return Starting(self, StartOptions(instance_id, delay, start_at, priority, lock_timeout_seconds, session))
+
+
+@dataclass(frozen=True, slots=True)
+class Starting(Generic[P]):
+    """A workflow with options, ready to be started."""
+
+    workflow: DeclaredWorkflow[P, Any]
+    chosen: StartOptions
+
+    async def start(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Enqueue a run with these options and return its instance id."""
+        return await _the_app().start_with(self.workflow, self.chosen, args, kwargs)
+
+
+workflows: Registry[DeclaredWorkflow[..., Any]] = Registry("workflow")
+
+
+@overload
+def workflow(function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Workflow[P, R]: ...
+@overload
+def workflow(function: Callable[Concatenate[Any, P], R], /) -> Workflow[P, R]: ...
+@overload
+def workflow(
+    *, name: str | None = None, lock_timeout_seconds: float | None = None, event_handler: bool = False
+) -> _Decorator: ...
+def workflow(function: Any = None, /, **options: Any) -> Any:
+    """Declare a workflow: ``@workflow``, or ``@workflow(lock_timeout_seconds=..., event_handler=..., name=...)``.
+
+    :param lock_timeout_seconds: For all instances of this workflow; ``start()`` may override it.
+    :param event_handler: A CloudEvent whose type is this workflow's name may start it.
+    :param name: The name in the database, instead of the function's.
+    :raises DuplicateNameError: another function has this name.
+    """
+
+    def declare(target: Callable[..., Any]) -> Workflow[..., Any]:
+        declared: Workflow[..., Any] = Workflow(target, **options)
+        workflows.add(declared)
+        return declared
+
+    return declare if function is None else declare(function)
+
+
+class _Decorator:
+    """The type of ``workflow(...)`` with options, for type checkers only."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Workflow[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Workflow[P, R]: ...
+    def __call__(self, function: Any, /) -> Any: ...
+
+
+def check_lock_timeout(seconds: float | None, owner: str) -> None:
+    """A lock timeout is a positive number of seconds.
+
+    :raises ConfigurationError: it is not.
+    """
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+        raise ConfigurationError(f"{owner}: lock_timeout_seconds must be a number of seconds above 0, not {seconds!r}.")
+
+
+def _checked_id(instance_id: str) -> str:
+    if not isinstance(instance_id, str) or not 0 < len(instance_id) <= MAX_ID_LENGTH or "\0" in instance_id:
+        raise UsageError(
+            f"instance_id must be a text of 1 to {MAX_ID_LENGTH} characters without NUL, not {instance_id!r:.80}."
+        )
+    return instance_id
+
+
+def _checked_priority(priority: int) -> int:
+    if isinstance(priority, bool) or not isinstance(priority, int) or not -32768 <= priority <= 32767:
+        raise UsageError(f"priority must be an integer from -32768 to 32767, not {priority!r}; 0 is normal, higher goes first.")
+    return priority
+
+
+def _delay_seconds(options: StartOptions, name: str) -> float | None:
+    if options.delay is not None and options.start_at is not None:
+        raise UsageError(f"{name}.options(): give delay= or start_at=, not both.")
+    if options.start_at is not None:
+        if options.start_at.tzinfo is None:
+            raise ValueError(
+                f"{name}.options(start_at={options.start_at!r}): a time without a zone is ambiguous; use"
+                " an aware one, such as datetime.now(timezone.utc) + timedelta(hours=1)."
+            )
+        return None
+    if options.delay is None:
+        return None
+    seconds = options.delay.total_seconds() if isinstance(options.delay, timedelta) else float(options.delay)
+    if not 0 <= seconds < 1e10:
+        raise UsageError(f"{name}.options(delay={options.delay!r}): a delay is a number of seconds, 0 or more.")
+    return seconds
