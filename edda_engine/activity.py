@@ -46,7 +46,9 @@ class Activity(Declaration, Generic[P, R]):
     @overload
     def __call__(self, ctx: WorkflowContext, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
     @overload
-    def __call__(self, ctx: WorkflowContext, /, *args: Any, activity_id: str, **kwargs: Any) -> Coroutine[Any, Any, R]: ...
+    def __call__(
+        self, ctx: WorkflowContext, /, *args: Any, activity_id: str, **kwargs: Any
+    ) -> Coroutine[Any, Any, R]: ...
     def __call__(self, ctx: Any, /, *args: Any, activity_id: str | None = None, **kwargs: Any) -> Any:
         """Do this step once, or take its recorded outcome.
 

@@ -148,7 +148,9 @@ class EddaApp:
         elif isinstance(session, AsyncConnection):
             await session.run_sync(insert)
         else:
-            raise UsageError(f"session= takes an AsyncSession or AsyncConnection, or None to commit at once, not {session!r}.")
+            raise UsageError(
+                f"session= takes an AsyncSession or AsyncConnection, or None to commit at once, not {session!r}."
+            )
 
     async def result(self, instance_id: str, timeout: float | None = None) -> Any:
         """Wait for a workflow to end and return what it returned.
@@ -211,7 +213,9 @@ class EddaApp:
 
     def _running(self) -> Engine:
         if self._engine is None:
-            raise ConfigurationError("This EddaApp is not running. Call `await app.initialize()` first, or use `async with`.")
+            raise ConfigurationError(
+                "This EddaApp is not running. Call `await app.initialize()` first, or use `async with`."
+            )
         return self._engine
 
     def _wake(self) -> None:

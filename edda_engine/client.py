@@ -157,10 +157,14 @@ class Client:
         :raises UsageError: an unknown status, a naive time, or a token that is none.
         """
         if not 1 <= limit <= MAX_PAGE:
-            raise UsageError(f"find_instances(limit={limit}): between 1 and {MAX_PAGE}; ask for further pages with page_token.")
+            raise UsageError(
+                f"find_instances(limit={limit}): between 1 and {MAX_PAGE}; ask for further pages with page_token."
+            )
         for name, moment in (("started_after", started_after), ("started_before", started_before)):
             if moment is not None and moment.tzinfo is None:
-                raise UsageError(f"find_instances({name}={moment!r}): give an aware time, such as datetime.now(timezone.utc).")
+                raise UsageError(
+                    f"find_instances({name}={moment!r}): give an aware time, such as datetime.now(timezone.utc)."
+                )
 
         def look(conn: Connection) -> Page:
             rows = instances.listed(
@@ -322,4 +326,6 @@ def _decode_token(token: str) -> tuple[datetime, str]:
         moment, instance_id = json.loads(base64.urlsafe_b64decode(token.encode()))
         return datetime.fromisoformat(moment), str(instance_id)
     except ValueError as error:
-        raise UsageError(f"page_token {token[:40]!r} is not one that find_instances() returned; leave it out to begin anew.") from error
+        raise UsageError(
+            f"page_token {token[:40]!r} is not one that find_instances() returned; leave it out to begin anew."
+        ) from error

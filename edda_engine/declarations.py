@@ -28,10 +28,14 @@ class Parameters:
             inspect.Parameter.POSITIONAL_ONLY,
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
         ):
-            raise ConfigurationError(f"{name!r} at {place_of(function)} must take the context as its first argument: def {name}(ctx, ...).")
+            raise ConfigurationError(
+                f"{name!r} at {place_of(function)} must take the context as its first argument: def {name}(ctx, ...)."
+            )
         hints = hints_of(function)
         if reserved in {parameter.name for parameter in parameters}:
-            raise ConfigurationError(f"{name!r} at {place_of(function)} has a parameter {reserved!r}, which is reserved; rename it.")
+            raise ConfigurationError(
+                f"{name!r} at {place_of(function)} has a parameter {reserved!r}, which is reserved; rename it."
+            )
         self.signature = inspect.Signature(parameters[1:])
         self._kinds = {parameter.name: parameter.kind for parameter in parameters[1:]}
         self._codecs: dict[str, Codec] = {
@@ -40,7 +44,11 @@ class Parameters:
         self.result = codec_for(hints.get("return", inspect.Parameter.empty))
         self.returns = hints.get("return", inspect.Parameter.empty)
         self._sole_model = self._find_sole_model(parameters[1:], hints)
-        self._simple = tuple(self._codecs) if all(kind == inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in self._kinds.values()) else None
+        self._simple = (
+            tuple(self._codecs)
+            if all(kind == inspect.Parameter.POSITIONAL_OR_KEYWORD for kind in self._kinds.values())
+            else None
+        )
 
     @staticmethod
     def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> Any:
@@ -53,7 +61,10 @@ class Parameters:
 
     @staticmethod
     def _find_sole_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
-        if len(parameters) != 1 or parameters[0].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        if len(parameters) != 1 or parameters[0].kind in (
+            inspect.Parameter.VAR_POSITIONAL,
+            inspect.Parameter.VAR_KEYWORD,
+        ):
             return None
         annotation = hints.get(parameters[0].name)
         return parameters[0].name if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
@@ -78,11 +89,25 @@ class Parameters:
 
         :raises PayloadError: names *owner* and the path to the value.
         """
-        return "{" + ",".join(f'"{name}":{self._codecs[name].encode(value, owner=owner, path=f"$.{name}")}' for name, value in arguments.items()) + "}"
+        return (
+            "{"
+            + ",".join(
+                f'"{name}":{self._codecs[name].encode(value, owner=owner, path=f"$.{name}")}'
+                for name, value in arguments.items()
+            )
+            + "}"
+        )
 
     def round_trip(self, arguments: Mapping[str, Any], *, owner: str) -> str:
         """The same as :meth:`encode`, and a check that every value fits its annotation when it comes back."""
-        return "{" + ",".join(f'"{name}":{self._codecs[name].round_trip(value, owner=owner, path=f"$.{name}")[0]}' for name, value in arguments.items()) + "}"
+        return (
+            "{"
+            + ",".join(
+                f'"{name}":{self._codecs[name].round_trip(value, owner=owner, path=f"$.{name}")[0]}'
+                for name, value in arguments.items()
+            )
+            + "}"
+        )
 
     def decode(self, arguments: Mapping[str, Any], *, owner: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What to call the function with: positional and keyword arguments."""
@@ -90,7 +115,9 @@ class Parameters:
             arguments = {self._sole_model: dict(arguments)}
         unknown = [name for name in arguments if name not in self._codecs]
         if unknown:
-            raise PayloadError(owner, f"$.{unknown[0]}", f"belongs to no parameter any more; the signature is {self.signature}")
+            raise PayloadError(
+                owner, f"$.{unknown[0]}", f"belongs to no parameter any more; the signature is {self.signature}"
+            )
         bound = inspect.BoundArguments(self.signature, {})  # type: ignore[arg-type]
         for name in self._codecs:
             if name in arguments:
@@ -107,9 +134,13 @@ class Declaration:
 
     def __init__(self, function: Callable[..., Any], *, name: str | None, reserved: str) -> None:
         if not callable(function):
-            raise ConfigurationError(f"@{self.kind} decorates a function; this is {function!r}. Options are keywords: @{self.kind}(name=...).")
+            raise ConfigurationError(
+                f"@{self.kind} decorates a function; this is {function!r}. Options are keywords: @{self.kind}(name=...)."
+            )
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            raise ConfigurationError(f"{function.__qualname__!r} at {place_of(function)} is a generator; a {self.kind} is a plain or an async function.")
+            raise ConfigurationError(
+                f"{function.__qualname__!r} at {place_of(function)} is a generator; a {self.kind} is a plain or an async function."
+            )
         self.function = function
         self.name = name or function.__name__
         self.is_async = inspect.iscoroutinefunction(function)

@@ -146,9 +146,7 @@ class RetryExhaustedError(EddaError):
     ``errors`` holds one ``"Type: message"`` an attempt.
     """
 
-    def __init__(
-        self, activity_name: str, *, attempts: int, duration_seconds: float, errors: Sequence[str]
-    ) -> None:
+    def __init__(self, activity_name: str, *, attempts: int, duration_seconds: float, errors: Sequence[str]) -> None:
         listed = "; ".join(f"{number}. {error}" for number, error in enumerate(errors, 1))
         super().__init__(
             f"Activity {activity_name!r} failed {attempts} times in {duration_seconds:.1f} s: {listed}."

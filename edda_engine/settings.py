@@ -20,10 +20,13 @@ class EngineSettings(BaseModel):
         description="Workers claim only instances of their own service; applications that share a database differ in it.",
     )  # fmt: skip
     default_retry_policy: RetryPolicy | None = Field(
-        None, description="For activities without a retry_policy of their own; a RetryPolicy or a dict of its parameters."
+        None,
+        description="For activities without a retry_policy of their own; a RetryPolicy or a dict of its parameters.",
     )
     lock_timeout_seconds: float = Field(
-        300.0, gt=0, description="How long a lease holds without renewal. Renewed every third of it while the worker lives."
+        300.0,
+        gt=0,
+        description="How long a lease holds without renewal. Renewed every third of it while the worker lives.",
     )
     threads: int = Field(16, ge=1, le=1000, description="Sync activities that run side by side in one process.")
     max_running: int = Field(256, ge=1, description="Instances that one process works on at the same time.")
@@ -32,7 +35,9 @@ class EngineSettings(BaseModel):
         description="Waiting bodies kept suspended in memory, to go on without replay; the least recently used goes first.",
     )  # fmt: skip
     shutdown_seconds: float = Field(
-        20.0, ge=0, description="How long a stopping process lets running activities finish before it hands leases back."
+        20.0,
+        ge=0,
+        description="How long a stopping process lets running activities finish before it hands leases back.",
     )
     poll_interval_seconds: float = Field(
         1.0, gt=0, le=60, description="How often a worker asks for due work when nothing wakes it."
@@ -42,7 +47,9 @@ class EngineSettings(BaseModel):
         description="How often a worker looks for siblings that died, to take over their instances.",
     )  # fmt: skip
     max_payload_bytes: int = Field(
-        1_048_576, ge=1, description="The largest input, result or event, as JSON; a larger one is refused with an error."
+        1_048_576,
+        ge=1,
+        description="The largest input, result or event, as JSON; a larger one is refused with an error.",
     )
     auto_migrate: bool = Field(True, description="Create and upgrade the edda_ tables at start.")
     listen: bool = Field(

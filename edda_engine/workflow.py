@@ -266,7 +266,9 @@ def _checked_id(instance_id: str) -> str:
 
 def _checked_priority(priority: int) -> int:
     if isinstance(priority, bool) or not isinstance(priority, int) or not -32768 <= priority <= 32767:
-        raise UsageError(f"priority must be an integer from -32768 to 32767, not {priority!r}; 0 is normal, higher goes first.")
+        raise UsageError(
+            f"priority must be an integer from -32768 to 32767, not {priority!r}; 0 is normal, higher goes first."
+        )
     return priority
 
 

@@ -166,7 +166,10 @@ def _understood(annotation: Any) -> Any:
     origin = typing.get_origin(annotation)
     if not arguments or origin in (typing.Literal, typing.Annotated) or origin is None:
         return annotation
-    replaced = tuple(_understood(argument) if isinstance(argument, type) or typing.get_args(argument) else argument for argument in arguments)
+    replaced = tuple(
+        _understood(argument) if isinstance(argument, type) or typing.get_args(argument) else argument
+        for argument in arguments
+    )
     if replaced == arguments:
         return annotation
     if hasattr(annotation, "copy_with"):
@@ -213,7 +216,9 @@ def _located(owner: str, path: str, value: Any, error: Exception, depth: int = 0
     if isinstance(value, Mapping):
         for key in value:
             if isinstance(key, str) and not _is_unicode(key):
-                return PayloadError(owner, path, f"has a key with a lone surrogate ({key!r}), which JSON has no form for")
+                return PayloadError(
+                    owner, path, f"has a key with a lone surrogate ({key!r}), which JSON has no form for"
+                )
     for step, child in _children(value) if depth < 100 else []:
         try:
             to_json(child, inf_nan_mode="strings", bytes_mode="base64")
@@ -238,7 +243,9 @@ def _is_unicode(text: str) -> bool:
 
 def _refuse_nul(owner: str, path: str, value: Any) -> None:
     if isinstance(value, str) and "\0" in value:
-        raise PayloadError(owner, path, "is a string with a NUL character, which PostgreSQL refuses; strip it, or use bytes")
+        raise PayloadError(
+            owner, path, "is a string with a NUL character, which PostgreSQL refuses; strip it, or use bytes"
+        )
     if isinstance(value, Mapping):
         for key in value:
             if isinstance(key, str) and "\0" in key:

@@ -96,7 +96,9 @@ def _to_plain(error: BaseException, *, with_traceback: bool, depth: int = 0) -> 
     if isinstance(error, BaseExceptionGroup):
         plain["message"] = clean(error.message)
         if depth < 5:
-            plain["exceptions"] = [_to_plain(part, with_traceback=False, depth=depth + 1) for part in error.exceptions[:100]]
+            plain["exceptions"] = [
+                _to_plain(part, with_traceback=False, depth=depth + 1) for part in error.exceptions[:100]
+            ]
     elif (arguments := _json_or_none(list(error.args))) is not None:
         plain["args"] = arguments
     else:
@@ -134,7 +136,11 @@ def _json_or_none(value: Any) -> Any:
         text = to_json(value, inf_nan_mode="constants").decode()
     except (PydanticSerializationError, ValueError):
         return None
-    return parse(text) if len(text) <= MAX_MESSAGE and "\\u0000" not in text and "NaN" not in text and "Infinity" not in text else None
+    return (
+        parse(text)
+        if len(text) <= MAX_MESSAGE and "\\u0000" not in text and "NaN" not in text and "Infinity" not in text
+        else None
+    )
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:

@@ -38,8 +38,8 @@ from edda_engine.runtime.environment import Environment
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction
 from edda_engine.storage.async_engine import AsyncEngines
-from edda_engine.storage.commit import Attempt as AttemptUnit
 from edda_engine.storage.commit import AlreadyRecorded, LeaseLost, Outcome, Step
+from edda_engine.storage.commit import Attempt as AttemptUnit
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.retries import RetryState
 
@@ -71,7 +71,13 @@ class StepWork:
     """One step of one run, from its first attempt on this worker to its recorded outcome."""
 
     def __init__(
-        self, workplace: Workplace, run: Run, key: StepKey, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        workplace: Workplace,
+        run: Run,
+        key: StepKey,
+        activity: Activity[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         self._place, self._run, self._key, self._activity = workplace, run, key, activity
         self._policy = activity.retry_policy or workplace.default_policy
@@ -198,7 +204,9 @@ class StepWork:
         event = event_json(
             self._activity.name, input_json=self._input_json, error_json=encode_error(error), retry_metadata=metadata
         )
-        outcome = await self._commit(self._step(EventType.ACTIVITY_FAILED, event, (), had_retries=decision.attempts > 1))
+        outcome = await self._commit(
+            self._step(EventType.ACTIVITY_FAILED, event, (), had_retries=decision.attempts > 1)
+        )
         if isinstance(outcome, LeaseLost):
             raise LeaseLostError("Another worker owns this instance now.")
         if outcome.is_cancelled:
@@ -273,7 +281,9 @@ class StepWork:
             raise LeaseLostError("The worker stops while the database is away.")
         first_line = str(refused.orig).splitlines()[0]
         error = PayloadError(
-            f"activity {self._activity.name!r} ({self._key.activity_id})", "$", f"was refused by the database: {first_line}"
+            f"activity {self._activity.name!r} ({self._key.activity_id})",
+            "$",
+            f"was refused by the database: {first_line}",
         )
         error.__cause__ = refused
         return error
@@ -289,9 +299,13 @@ class StepWork:
                     if inspect.isawaitable(called):
                         await called
                 else:
-                    await asyncio.get_running_loop().run_in_executor(self._place.pool, self._call_in_application, callback)
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._place.pool, self._call_in_application, callback
+                    )
             except Exception:  # the edge of user code: the step is durable, and stays so
-                _log.exception("A post-commit callback of %s of %s failed", self._key.activity_id, self._run.instance_id)
+                _log.exception(
+                    "A post-commit callback of %s of %s failed", self._key.activity_id, self._run.instance_id
+                )
 
     def _call_in_application(self, callback: Callable[[], Any]) -> None:
         def call() -> None:

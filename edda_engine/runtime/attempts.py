@@ -179,7 +179,9 @@ class Attempt:
         result_json, restored = self.activity.parameters.result.round_trip(value, owner=owner)
         if len(result_json) > self._max_payload_bytes:
             raise PayloadError(
-                owner, "$", f"takes {len(result_json)} bytes of JSON, more than MAX_PAYLOAD_BYTES = {self._max_payload_bytes}"
+                owner,
+                "$",
+                f"takes {len(result_json)} bytes of JSON, more than MAX_PAYLOAD_BYTES = {self._max_payload_bytes}",
             )
         sessions.settle()
         for new in self._starts:

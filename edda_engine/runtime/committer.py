@@ -112,7 +112,9 @@ class Committer:
                 if not is_outage(error) or self._stopping.is_set():
                     raise
                 if attempt == 0:
-                    _log.warning("The database does not answer; %s steps wait to be saved: %s", len(units), _first_line(error))
+                    _log.warning(
+                        "The database does not answer; %s steps wait to be saved: %s", len(units), _first_line(error)
+                    )
                 self._stopping.wait(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
             else:

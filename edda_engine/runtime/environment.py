@@ -40,9 +40,7 @@ class Environment(Protocol):
         """Entered once for each body, on the loop thread."""
         ...
 
-    def around_activity(
-        self, transaction: AttemptTransaction, *, is_async: bool
-    ) -> AbstractContextManager[Sessions]:
+    def around_activity(self, transaction: AttemptTransaction, *, is_async: bool) -> AbstractContextManager[Sessions]:
         """Entered once for each attempt, where the activity runs."""
         ...
 
@@ -70,7 +68,9 @@ class PlainSessions:
         """The same session for the whole attempt; an ``AsyncSession`` in an async activity."""
         if self._given is None:
             if self._is_async:
-                session = AsyncSession(sync_session_class=AttemptSession, transaction=self._transaction, expire_on_commit=False)
+                session = AsyncSession(
+                    sync_session_class=AttemptSession, transaction=self._transaction, expire_on_commit=False
+                )
                 self._given, self._sync = session, session.sync_session
             else:
                 self._given = self._sync = AttemptSession(transaction=self._transaction)
@@ -101,5 +101,3 @@ class PlainEnvironment:
     def around_activity(self, transaction: AttemptTransaction, *, is_async: bool) -> Iterator[PlainSessions]:
         """A session of our own for each attempt."""
         yield PlainSessions(transaction, is_async=is_async)
-
-

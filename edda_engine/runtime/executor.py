@@ -16,7 +16,14 @@ from sqlalchemy.exc import DBAPIError
 
 from edda_engine.core.failures import as_replayed, encode_error
 from edda_engine.core.status import Status
-from edda_engine.errors import Cancelled, LeaseLostError, NewerVersionError, NonDeterminismError, PayloadError, Suspended
+from edda_engine.errors import (
+    Cancelled,
+    LeaseLostError,
+    NewerVersionError,
+    NonDeterminismError,
+    PayloadError,
+    Suspended,
+)
 from edda_engine.runtime.activities import Workplace
 from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
@@ -165,7 +172,10 @@ class Executor:
             _log.warning("%s", error)
             await self._service.write(
                 lambda conn: instances.release(
-                    conn, worker_id=self._worker_id, instance_ids=[lease.instance_id], delay_seconds=NEWER_VERSION_PAUSE_SECONDS
+                    conn,
+                    worker_id=self._worker_id,
+                    instance_ids=[lease.instance_id],
+                    delay_seconds=NEWER_VERSION_PAUSE_SECONDS,
                 )
             )
             return
@@ -219,7 +229,9 @@ class Executor:
                 output_json, _ = run.workflow.parameters.result.round_trip(value, owner=owner)
                 if len(output_json) > self._workplace.max_payload_bytes:
                     limit = self._workplace.max_payload_bytes
-                    raise PayloadError(owner, "$", f"takes {len(output_json)} bytes, more than MAX_PAYLOAD_BYTES = {limit}")
+                    raise PayloadError(
+                        owner, "$", f"takes {len(output_json)} bytes, more than MAX_PAYLOAD_BYTES = {limit}"
+                    )
                 return End(run.holder, Status.COMPLETED, output_json, had_retries=run.had_retries)
             except PayloadError as unstorable:
                 error = unstorable

@@ -68,7 +68,9 @@ class AdvisoryLock:
                 self._hold()
             except (SQLAlchemyError, OSError) as error:
                 if self.held_since is not None:
-                    _log.warning("The connection that shows this worker to be alive broke; it is opened again: %s", error)
+                    _log.warning(
+                        "The connection that shows this worker to be alive broke; it is opened again: %s", error
+                    )
                 self.held_since = None
                 self._stopping.wait(0.2)
 
@@ -139,7 +141,5 @@ class Liveness:
         here = host_name()
         others = workers.siblings(conn, service=self._service_name, worker_id=self.worker_id)
         return [
-            other.worker_id
-            for other in others
-            if other.host == here and start_time(other.pid) != other.process_started
+            other.worker_id for other in others if other.host == here and start_time(other.pid) != other.process_started
         ]

@@ -70,7 +70,9 @@ class Recovery:
         for worker_id in dead:
             released = await self._service.write(lambda conn, found=worker_id: _take_over(conn, found))  # type: ignore[misc]
             if released is not None:
-                _log.warning("Worker %s died; its %s running instances go on here or elsewhere", worker_id, len(released))
+                _log.warning(
+                    "Worker %s died; its %s running instances go on here or elsewhere", worker_id, len(released)
+                )
                 self._wake_claimer()
 
     async def _beat(self) -> None:

@@ -83,7 +83,14 @@ class Run:
     is_body: Literal[True] = True
 
     def __init__(
-        self, lease: Lease, workflow: DeclaredWorkflow[..., Any], past: Past, *, worker_id: str, workplace: Workplace, owner: Owner
+        self,
+        lease: Lease,
+        workflow: DeclaredWorkflow[..., Any],
+        past: Past,
+        *,
+        worker_id: str,
+        workplace: Workplace,
+        owner: Owner,
     ) -> None:
         self.lease, self.workflow = lease, workflow
         self.instance_id, self.workflow_name, self.worker_id = lease.instance_id, workflow.name, worker_id
@@ -332,7 +339,12 @@ class Run:
             raise
 
     async def _step(
-        self, activity: Activity[..., Any], key: StepKey, recorded: Recorded | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        activity: Activity[..., Any],
+        key: StepKey,
+        recorded: Recorded | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         self._refuse_if_sealed()
         if recorded is not None:
@@ -394,4 +406,3 @@ class Run:
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-

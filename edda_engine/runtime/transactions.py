@@ -177,5 +177,3 @@ class AttemptTransaction:
 def _only_rollback(action: int, first: str | None, *_: Any) -> int:
     allowed = action == sqlite3.SQLITE_TRANSACTION and first == "ROLLBACK"
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY
-
-

@@ -238,7 +238,12 @@ def _commit_ends(conn: Connection, ends: Sequence[End]) -> None:
     conn.execute(
         statement,
         [
-            {"id": end.holder.instance_id, "new_status": end.status, "new_output": end.output_json, "new_error": end.error_json}
+            {
+                "id": end.holder.instance_id,
+                "new_status": end.status,
+                "new_output": end.output_json,
+                "new_error": end.error_json,
+            }
             for end in ends
         ],
     )

@@ -85,9 +85,7 @@ def insert_instance(conn: Connection, new: NewInstance) -> bool:
     return False
 
 
-def claim_due(
-    conn: Connection, *, worker_id: str, service: str, names: Collection[str], limit: int
-) -> list[Lease]:
+def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collection[str], limit: int) -> list[Lease]:
     """Take up to *limit* due instances, the highest priority first, then the longest-waiting.
 
     An expired lease is due too: that is the whole of crash recovery by time.
@@ -192,9 +190,7 @@ def request_cancel(conn: Connection, instance_id: str, reason: str | None) -> St
     :returns: The status afterwards: ``cancelled``, or ``running`` when it was asked to stop, or the final
         status it has already; ``None`` if there is no such instance.
     """
-    row = conn.execute(
-        select(_C.status, _C.locked_by).where(_C.instance_id == instance_id).with_for_update()
-    ).first()
+    row = conn.execute(select(_C.status, _C.locked_by).where(_C.instance_id == instance_id).with_for_update()).first()
     if row is None:
         return None
     status = Status(row.status)
@@ -218,8 +214,14 @@ def take_up_again(conn: Connection, instance_id: str) -> bool:
             or_(_C.status == Status.FAILED, and_(_NOT_FINISHED, _C.wake_at.is_(None))),
         )
         .values(
-            status=Status.RUNNING, error=None, output=None, completed_at=None, cancel_requested_at=None,
-            cancel_reason=None, wake_at=clock(), updated_at=clock(),
+            status=Status.RUNNING,
+            error=None,
+            output=None,
+            completed_at=None,
+            cancel_requested_at=None,
+            cancel_reason=None,
+            wake_at=clock(),
+            updated_at=clock(),
         )  # fmt: skip
         .returning(_C.instance_id)
     )

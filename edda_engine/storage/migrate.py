@@ -37,12 +37,17 @@ def upgrade(database: Database) -> bool:
         if _is_current(current_revision(conn)):
             return False
     with database.write() as conn:
-        if conn.dialect.name == "postgresql":
-            conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
-        if _is_current(current_revision(conn)):
-            return False
-        _run_alembic(conn)
-        return True
+        return upgrade_within(conn)
+
+
+def upgrade_within(conn: Connection) -> bool:
+    """The same inside a transaction that somebody else commits or rolls back."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+    if _is_current(current_revision(conn)):
+        return False
+    _run_alembic(conn)
+    return True
 
 
 def check(database: Database) -> str | None:

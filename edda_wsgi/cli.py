@@ -1,0 +1,354 @@
+"""``flask edda ...``: run a worker, look at instances, and act on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn, TypeVar
+
+import click
+from flask import current_app
+from flask.cli import AppGroup, with_appcontext
+from sqlalchemy.exc import SQLAlchemyError
+
+from edda_engine.client import Instance
+from edda_engine.core.events import HistoryEvent
+from edda_engine.core.status import Status
+from edda_engine.errors import EddaError
+from edda_engine.storage import migrate
+from edda_engine.version import __version__
+from edda_engine.workflow import StartOptions, workflows
+from edda_wsgi import lifecycle
+from edda_wsgi.application import Application, import_modules, load_hooks
+from edda_wsgi.settings import names
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_COLOURS = {
+    Status.PENDING: "cyan",
+    Status.RUNNING: "blue",
+    Status.COMPLETED: "green",
+    Status.FAILED: "red",
+    Status.CANCELLED: "yellow",
+    Status.COMPENSATING: "magenta",
+}
+_EXIT_PROBLEM = 1
+
+edda_commands = AppGroup("edda", help="Durable workflows: run a worker, look at instances, act on them.")
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def _command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of the group whose expected errors are one line, not a traceback."""
+
+    def declare(function: Callable[..., Any]) -> click.Command:
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except (EddaError, ValueError) as error:
+                _fail(str(error))
+            except SQLAlchemyError as error:
+                _fail(f"The database refused: {str(error).splitlines()[0]}")
+
+        guarded.__doc__ = function.__doc__
+        guarded.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        return edda_commands.command(name)(with_appcontext(guarded))
+
+    return declare
+
+
+@_command("worker")
+def worker() -> None:
+    """Run workflows until SIGTERM or Ctrl-C; then let activities finish and hand the rest over."""
+    application = _application()
+    import_modules(application.settings.workflows)
+    click.echo(f"edda {__version__}: worker for service {application.settings.service_name!r}", err=True)
+    click.echo(f"  database   {_shown_url(application)}", err=True)
+    click.echo(f"  workflows  {', '.join(workflows.names()) or 'none: name their modules in WORKFLOWS'}", err=True)
+    click.echo("  stop with Ctrl-C or SIGTERM", err=True)
+    lifecycle.run_until_signalled(application)
+    click.echo("stopped; nothing is left behind", err=True)
+
+
+@_command("upgrade")
+@_as_json
+def upgrade(as_json: bool) -> None:
+    """Create or upgrade the edda_ tables; safe to run at any time, in any number of processes."""
+    if not as_json:
+        click.echo("Upgrading the edda_ tables ...", err=True)
+    changed = migrate.upgrade(_application().database)
+    if as_json:
+        _print_json({"changed": changed, "revision": migrate.HEAD})
+    else:
+        click.echo(f"{'Upgraded to' if changed else 'Already at'} revision {migrate.HEAD}.")
+
+
+@_command("list")
+@click.option("--status", "statuses", multiple=True, help="Only this status; give it several times for several.")
+@click.option("--workflow", "workflow_name", help="Only this workflow.")
+@click.option("--limit", default=50, show_default=True, help="How many, at most 1000.")
+@click.option("--page-token", help="Continue where the page before ended.")
+@_as_json
+def list_(
+    statuses: Sequence[str], workflow_name: str | None, limit: int, page_token: str | None, as_json: bool
+) -> None:
+    """List instances, newest first."""
+    page = _with_tables().client.find_instances(
+        status=list(statuses) or None, workflow_name=workflow_name, limit=limit, page_token=page_token
+    )
+    if as_json:
+        _print_json({"instances": [_plain(found) for found in page.instances], "next_page_token": page.next_page_token})
+        return
+    if not page.instances:
+        click.echo("No instances match.")
+        return
+    rows = [
+        (
+            found.instance_id,
+            found.workflow_name,
+            click.style(found.status, fg=_COLOURS.get(found.status)),
+            _ago(found.created_at),
+            _remark(found),
+        )
+        for found in page.instances
+    ]
+    _print_table(("INSTANCE", "WORKFLOW", "STATUS", "STARTED", ""), rows)
+    if page.next_page_token:
+        click.echo(f"More: --page-token {page.next_page_token}", err=True)
+
+
+@_command("show")
+@click.argument("instance_id")
+@_as_json
+def show(instance_id: str, as_json: bool) -> None:
+    """Show an instance and its history as a timeline."""
+    client = _with_tables().client
+    found, events = client.get(instance_id), client.history(instance_id)
+    if as_json:
+        _print_json({"instance": _plain(found), "history": [_plain(event) for event in events]})
+        return
+    click.echo(f"{click.style(found.workflow_name, bold=True)}  {found.instance_id}")
+    facts = [
+        (
+            "status",
+            click.style(found.status, fg=_COLOURS.get(found.status))
+            + (f"  {_remark(found)}" if _remark(found) else ""),
+        ),
+        ("input", _short(found.input)),
+        ("output", _short(found.output) if found.status is Status.COMPLETED else None),
+        ("started", f"{found.created_at:%Y-%m-%d %H:%M:%S} UTC"),
+        ("ended", f"{found.completed_at:%Y-%m-%d %H:%M:%S} UTC" if found.completed_at else None),
+        ("due", f"{found.wake_at:%Y-%m-%d %H:%M:%S} UTC" if found.wake_at and not found.locked_by else None),
+        ("worker", f"{found.locked_by}, lease until {found.lock_expires_at:%H:%M:%S} UTC" if found.locked_by else None),
+        ("reason", found.cancel_reason),
+    ]
+    for name, value in facts:
+        if value is not None:
+            click.echo(f"  {name:<8} {value}")
+    click.echo()
+    for event in events:
+        click.echo(_timeline_line(event, found.created_at))
+    if not events:
+        click.echo("  (no step is recorded yet)")
+    if found.error is not None:
+        click.echo()
+        click.secho(f"  {found.error_summary}", fg="red")
+        if found.error.get("traceback"):
+            click.echo(_indented(found.error["traceback"]))
+
+
+@_command("start")
+@click.argument("name")
+@click.option("--input", "input_json", default="{}", show_default=True, help="The arguments, as a JSON object.")
+@click.option("--instance-id", help="An id of your own; the same one starts nothing twice.")
+@click.option("--delay", type=float, help="Seconds until it is due.")
+@_as_json
+def start(name: str, input_json: str, instance_id: str | None, delay: float | None, as_json: bool) -> None:
+    """Start a workflow by name."""
+    application = _application()
+    import_modules(application.settings.workflows)
+    try:
+        arguments = json.loads(input_json)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(
+            f"not JSON ({error}); for example --input '{{\"order_id\": 7}}'", param_hint="--input"
+        ) from None
+    if not isinstance(arguments, dict):
+        raise click.BadParameter(
+            "a JSON object of arguments is needed, such as '{\"order_id\": 7}'", param_hint="--input"
+        )
+    options = StartOptions(instance_id=instance_id, delay=delay, session=None)
+    started = application.start(workflows.find(name), options, (), arguments)
+    if as_json:
+        _print_json({"instance_id": started})
+    else:
+        click.echo(started)
+
+
+@_command("cancel")
+@click.argument("instance_id")
+@click.option("--reason", help="Shown with the instance.")
+@_as_json
+def cancel(instance_id: str, reason: str | None, as_json: bool) -> None:
+    """Cancel an instance: a waiting one at once, a running one at its next step."""
+    application = _with_tables()
+    done = application.cancel(instance_id, reason, None)
+    _print_act(
+        instance_id, done, as_json, yes="Cancelled, or asked to stop at its next step.", no="It has ended already."
+    )
+
+
+@_command("retry")
+@click.argument("instance_id")
+@_as_json
+def retry(instance_id: str, as_json: bool) -> None:
+    """Take up a failed or blocked instance again; a final failed step is tried anew."""
+    done = _with_tables().client.retry(instance_id)
+    no = "Nothing to take up: it is under way, or it has completed or was cancelled."
+    _print_act(instance_id, done, as_json, yes="It is due again; a worker takes it up.", no=no)
+
+
+@_command("check")
+@_as_json
+def check(as_json: bool) -> None:
+    """Print every effective setting with its source, and what is wrong. Exit status 1 if anything is."""
+    application = _application()
+    problems = _problems(application)
+    rows = [(name, _shown(application, name), application.sources[name]) for name in names()]
+    if as_json:
+        values = {name: {"value": value, "source": source} for name, value, source in rows}
+        _print_json({"settings": values, "workflows": workflows.names(), "problems": problems})
+    else:
+        _print_table(("SETTING", "VALUE", "FROM"), rows)
+        click.echo(f"\nworkflows: {', '.join(workflows.names()) or 'none known in this process'}")
+        for problem in problems:
+            click.secho(f"PROBLEM  {problem}", fg="red")
+        if not problems:
+            click.secho("Everything is in order.", fg="green")
+    if problems:
+        sys.exit(_EXIT_PROBLEM)
+
+
+def _application() -> Application:
+    found: Application = current_app.extensions["edda"]
+    return found
+
+
+def _with_tables() -> Application:
+    """The application, its tables made if need be: asking a new database is no error."""
+    found = _application()
+    found.ensure_tables()
+    return found
+
+
+def _problems(application: Application) -> list[str]:
+    found = []
+    for attempt in (
+        lambda: import_modules(application.settings.workflows),
+        lambda: load_hooks(application.settings.hooks),
+    ):
+        try:
+            attempt()
+        except Exception as error:  # importing the user's modules may raise anything
+            found.append(f"{type(error).__name__}: {error}")
+    try:
+        problem = migrate.check(application.database)
+        if problem is not None and not application.settings.auto_migrate:
+            found.append(problem)
+    except Exception as error:
+        found.append(f"The database does not answer: {str(error).splitlines()[0]}")
+    return found
+
+
+def _shown(application: Application, name: str) -> str:
+    value = getattr(application.settings, name.lower())
+    if name == "DATABASE_URL":
+        return _shown_url(application)
+    return str(value)
+
+
+def _shown_url(application: Application) -> str:
+    """The URL, without the password."""
+    return application.database.engine.url.render_as_string(hide_password=True)
+
+
+def _remark(found: Instance) -> str:
+    if found.is_blocked:
+        return f"blocked: {_short_text(found.error_summary or 'nobody takes it up')}; see `flask edda retry`"
+    if not found.is_runnable:
+        return "no live worker knows this workflow"
+    if found.status is Status.FAILED:
+        return _short_text(found.error_summary or "")
+    if found.cancel_requested_at and not found.status.is_finished:
+        return "asked to stop"
+    if found.status is Status.WAITING_FOR_TIMER and found.wake_at:
+        return f"until {found.wake_at:%Y-%m-%d %H:%M:%S} UTC"
+    return ""
+
+
+def _timeline_line(event: HistoryEvent, since: datetime) -> str:
+    seconds = (event.created_at - since).total_seconds()
+    failed = event.event_type.endswith("Failed")
+    mark = click.style("x" if failed else "+", fg="red" if failed else "green")
+    told = event.event_data.get("error", {}).get("message") if failed else _short(event.event_data.get("result"))
+    line = f"  {seconds:>9.3f} s  {mark}  {event.activity_id:<28} {told}"
+    metadata = event.event_data.get("retry_metadata")
+    if metadata:
+        line += click.style(f"  ({metadata['total_attempts']} attempts, {metadata['total_duration_ms']} ms)", dim=True)
+    return line
+
+
+def _print_act(instance_id: str, done: bool, as_json: bool, *, yes: str, no: str) -> None:
+    if as_json:
+        _print_json({"instance_id": instance_id, "done": done})
+    else:
+        click.echo(yes if done else no)
+    if not done:
+        sys.exit(_EXIT_PROBLEM)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(click.unstyle(row[column])) for row in (header, *rows)) for column in range(len(header))]
+    for number, row in enumerate((header, *rows)):
+        cells = [text + " " * (width - len(click.unstyle(text))) for text, width in zip(row, widths, strict=True)]
+        line = "  ".join(cells).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, default=str, indent=2))
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    values = dataclasses.asdict(found)
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
+
+
+def _ago(moment: datetime) -> str:
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def _short(value: Any) -> str:
+    return _short_text(json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _short_text(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _fail(message: str) -> NoReturn:
+    click.secho(f"Error: {message}", fg="red", err=True)
+    sys.exit(_EXIT_PROBLEM)

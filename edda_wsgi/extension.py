@@ -1,0 +1,190 @@
+"""``EddaFlask``: the Flask extension."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+from flask import Flask, current_app, has_app_context
+
+from edda_engine.client import Instance, Page
+from edda_engine.core.events import HistoryEvent
+from edda_engine.core.status import Status
+from edda_engine.errors import ConfigurationError
+from edda_engine.runtime.probes import Probe, no_probe
+from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions
+from edda_wsgi import lifecycle, settings, starts
+from edda_wsgi.application import Application
+from edda_wsgi.cli import edda_commands
+from edda_wsgi.session import source_for
+
+
+class EddaFlask:
+    """Durable workflows in a Flask application.
+
+    ::
+
+        db = SQLAlchemy()
+        edda = EddaFlask()
+
+        def create_app():
+            app = Flask(__name__)
+            db.init_app(app)
+            edda.init_app(app, db=db)
+            return app
+
+    :param app: The application; leave it out in a factory and call :meth:`init_app`.
+    :param db: What makes the application's sessions: the ``SQLAlchemy`` object of Flask-SQLAlchemy or
+        Flask-SQLAlchemy-Lite, a ``sessionmaker`` or a ``scoped_session``. Its sessions then share the
+        transactions of activities, and ``start()`` joins them.
+    :param options: Settings, in lower case; they win over all other sources.
+    """
+
+    def __init__(self, app: Flask | None = None, *, db: Any = None, probe: Probe = no_probe, **options: Any) -> None:
+        self._db, self._options, self._probe = db, options, probe
+        self._only: Application | None = None
+        self._several = False
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask, *, db: Any = None, **options: Any) -> None:
+        """Set up an application. Opens no connection and starts no thread.
+
+        :raises ConfigurationError: a setting is unknown or wrong.
+        """
+        if "edda" in app.extensions:
+            raise ConfigurationError(
+                f"The application {app.name!r} has edda already; call init_app() once for each application."
+            )
+        effective = settings.load(app, {**self._options, **options})
+        source = source_for(db if db is not None else self._db)
+        application = Application(app, effective, source, probe=self._probe)
+        self._several = self._only is not None
+        self._only = application
+        app.extensions["edda"] = application
+        app.cli.add_command(edda_commands)
+        app.teardown_appcontext(starts.warn_of_unsaved)
+        lifecycle.attach(app, application)
+
+    def start(self, workflow: DeclaredWorkflow[..., Any], *args: Any, **kwargs: Any) -> str:
+        """Enqueue a run of *workflow* and return its instance id; the same as ``workflow.start(...)``."""
+        return self._application().start(workflow, StartOptions(), args, kwargs)
+
+    def result(self, instance_id: str, timeout: float | None = None) -> Any:
+        """Wait for a workflow to end and return what it returned.
+
+        Asks the database with growing pauses, and is woken at once when the instance ends in this
+        process. Holds no connection while it waits.
+
+        :param timeout: Seconds to wait; ``None`` waits for ever, ``0`` only looks.
+        :returns: The result, of the type that the workflow's return annotation names.
+        :raises ResultTimeoutError: the instance has not ended in time; it goes on running. Raised at once, as
+            ``StartNotCommittedError``, if it was started in this context's session and that is not committed.
+        :raises WorkflowFailedError: it failed; ``__cause__`` is the original exception if its class can be imported.
+        :raises WorkflowCancelledError: it was cancelled.
+        :raises InstanceNotFoundError: there is no such instance.
+        """
+        return self._application().result(instance_id, timeout)
+
+    def get(self, instance_id: str) -> Instance:
+        """One instance, as the database shows it.
+
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+        return self._application().client.get(instance_id)
+
+    def find_instances(
+        self,
+        *,
+        status: Status | str | Collection[Status | str] | None = None,
+        workflow_name: str | None = None,
+        instance_id: str | None = None,
+        input_filters: Mapping[str, Any] | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+        page_token: str | None = None,
+    ) -> Page:
+        """Committed instances of this service that match everything given, newest first.
+
+        :param status: One status or several.
+        :param input_filters: ``{"order_id": 7, "customer.country": "SE"}``: equal values at dotted paths of the input.
+        :param started_after: ``start()`` was called at or after this aware instant; likewise *started_before*.
+        :param limit: At most 1000.
+        :param page_token: The ``next_page_token`` of the page before.
+        """
+        return self._application().client.find_instances(
+            status=status,
+            workflow_name=workflow_name,
+            instance_id=instance_id,
+            input_filters=input_filters,
+            started_after=started_after,
+            started_before=started_before,
+            limit=limit,
+            page_token=page_token,
+        )
+
+    def history(self, instance_id: str) -> list[HistoryEvent]:
+        """The recorded steps of an instance, in the order in which they were recorded.
+
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+        return self._application().client.history(instance_id)
+
+    def cancel(self, instance_id: str, reason: str | None = None, *, session: Any = UNSET) -> bool:
+        """Cancel an instance: a waiting one with this transaction, a running one at its next step.
+
+        In a view it joins ``db.session`` and takes effect with its commit; ``session=None`` commits at once.
+
+        :returns: False if it has ended already.
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+        return self._application().cancel(instance_id, reason, session)
+
+    def retry(self, instance_id: str) -> bool:
+        """Take up a failed or blocked instance again, committing at once; a final failed step is tried anew.
+
+        :returns: False if the instance needs no such help.
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+        application = self._application()
+        done = application.client.retry(instance_id)
+        application.wake()
+        return done
+
+    def start_worker(self, *, timeout: float | None = 30.0) -> str:
+        """Run workflows in this process from now on, in the background; returns this worker's id.
+
+        Servers do this by themselves (see the page on deployment); call it in scripts and tests.
+
+        :param timeout: Seconds to wait until it claims; ``None`` waits for ever.
+        """
+        application = self._application()
+        application.start_engine().result(timeout)
+        return application.worker_id or ""
+
+    def run_worker(self) -> None:
+        """Run workflows in this process until SIGTERM or SIGINT, then drain and return.
+
+        A second signal stops at once; what was under way goes on elsewhere.
+        """
+        lifecycle.run_until_signalled(self._application())
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Let running activities finish, hand everything else back, stop the engine of this process.
+
+        :param timeout: Seconds for running activities; the setting ``SHUTDOWN_SECONDS`` if not given.
+        """
+        self._application().stop_engine(timeout)
+
+    def _application(self) -> Application:
+        if has_app_context() and isinstance(found := current_app.extensions.get("edda"), Application):
+            return found
+        if self._only is None:
+            raise ConfigurationError("This EddaFlask has no application yet. Call edda.init_app(app, db=db) first.")
+        if self._several:
+            raise ConfigurationError(
+                "This EddaFlask serves several applications; say which with `with app.app_context():`."
+            )
+        return self._only

@@ -1,0 +1,109 @@
+"""When the engine starts and stops by itself.
+
+It starts at the first request, under ``flask run`` without one, and from the gunicorn configuration with each
+worker; never at import, in ``flask shell`` and other commands, or in an application under test. A fork is noticed
+by the pid. When the process exits, leases are handed back.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+import types
+
+import click
+from flask import Flask
+from sqlalchemy.exc import SQLAlchemyError
+
+from edda_engine.storage.database import is_outage
+from edda_wsgi.application import Application, everywhere
+
+_log = logging.getLogger(__name__)
+
+_AFTER_LOADING_SECONDS = 0.5
+_AT_EXIT_SECONDS = 2.0
+
+
+def attach(app: Flask, application: Application) -> None:
+    """Arrange for the engine of *app* to start when it is needed."""
+
+    @app.before_request
+    def start_with_the_first_request() -> None:
+        # Before the view opens a transaction: the tables cannot be made beside one on SQLite.
+        try:
+            application.ensure_tables()
+        except SQLAlchemyError as error:
+            if not is_outage(error):
+                raise
+            # Requests that need no database must go on while it is away; the next one tries again.
+            _log.warning("The database does not answer: %s", str(error).splitlines()[0])
+        if application.settings.role == "embedded" and not application.is_running and not app.testing:
+            application.start_engine()
+
+    if application.settings.role != "embedded":
+        return
+
+    if _is_flask_run():
+        # No request may ever come, and interrupted instances must go on all the same. The application is
+        # not complete yet, so a moment later.
+        timer = threading.Timer(_AFTER_LOADING_SECONDS, _start_unless_testing, (app, application))
+        timer.daemon = True
+        timer.start()
+
+
+def start_all() -> None:
+    """Start the engines of all applications of this process whose role is ``embedded``."""
+    for application in list(everywhere):
+        if application.settings.role == "embedded":
+            application.start_engine()
+
+
+def stop_all(at_most_seconds: float) -> None:
+    """Drain and stop every engine of this process, within its own SHUTDOWN_SECONDS and this limit."""
+    for application in list(everywhere):
+        application.stop_engine(min(application.settings.shutdown_seconds, at_most_seconds))
+
+
+def run_until_signalled(application: Application) -> None:
+    """Run workflows in this process until SIGTERM or SIGINT, then drain. A second signal stops at once."""
+    asked = threading.Event()
+
+    def ask_to_stop(_number: int, _frame: types.FrameType | None) -> None:
+        if asked.is_set():
+            os._exit(1)  # what was under way goes on elsewhere
+        asked.set()
+
+    previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        starting = application.start_engine()
+        while not asked.wait(0.5):
+            if starting.done() and (error := starting.exception()) is not None:
+                raise error
+        application.stop_engine(None)
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+
+def _start_unless_testing(app: Flask, application: Application) -> None:
+    if not app.testing:
+        application.start_engine()
+
+
+def _is_flask_run() -> bool:
+    """Whether this process serves under ``flask run``: not another command, and not the reloader's parent."""
+    context = click.get_current_context(silent=True)
+    if context is None or context.info_name != "run" or os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+        return False
+    debug = os.environ.get("FLASK_DEBUG", "").lower() not in ("", "0", "false", "no")
+    has_reloader = context.params.get("reload")
+    has_reloader = debug if has_reloader is None else has_reloader
+    return not has_reloader or os.environ.get("WERKZEUG_RUN_MAIN") == "true"
+
+
+@atexit.register
+def _at_exit() -> None:
+    stop_all(_AT_EXIT_SECONDS)

