@@ -49,7 +49,7 @@ class Activity(Declaration, Generic[P, R]):
     def __call__(
         self, ctx: WorkflowContext, /, *args: Any, activity_id: str, **kwargs: Any
     ) -> Coroutine[Any, Any, R]: ...
-    def __call__(self, ctx: Any, /, *args: Any, activity_id: str | None = None, **kwargs: Any) -> Any:
+    def __call__(self, ctx: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Do this step once, or take its recorded outcome.
 
         The step's id is taken now, not when the result is awaited.
@@ -70,6 +70,7 @@ class Activity(Declaration, Generic[P, R]):
                 f"Activity {self.name!r} needs the workflow's context as its first argument, not {ctx!r}."
                 f" To call the plain function (in a test, say) use {self.__name__}.function(...)."
             )
+        activity_id = kwargs.pop("activity_id", None)
         return ctx._execution.call_activity(self, args, kwargs, activity_id=activity_id)
 
 

@@ -56,8 +56,8 @@ class Parameters:
         if annotation is inspect.Parameter.empty or isinstance(annotation, str):
             annotation = Any
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return list[annotation]
-        return dict[str, annotation] if parameter.kind is inspect.Parameter.VAR_KEYWORD else annotation
+            return list[annotation]  # type: ignore[valid-type]
+        return dict[str, annotation] if parameter.kind is inspect.Parameter.VAR_KEYWORD else annotation  # type: ignore[valid-type]
 
     @staticmethod
     def _find_sole_model(parameters: list[inspect.Parameter], hints: Mapping[str, Any]) -> str | None:
@@ -118,7 +118,7 @@ class Parameters:
             raise PayloadError(
                 owner, f"$.{unknown[0]}", f"belongs to no parameter any more; the signature is {self.signature}"
             )
-        bound = inspect.BoundArguments(self.signature, {})  # type: ignore[arg-type]
+        bound = self.signature.bind_partial()
         for name in self._codecs:
             if name in arguments:
                 value = self._codecs[name].decode_parsed(arguments[name], owner=owner, path=f"$.{name}")

@@ -221,7 +221,7 @@ def source_for(db: Any) -> SessionSource | None:
     if isinstance(db, sessionmaker):
         return FactorySource(db, None)
     if isinstance(db, scoped_session):
-        return FactorySource(db.session_factory, db)  # type: ignore[arg-type]
+        return FactorySource(db.session_factory, db)
     module = type(db).__module__
     mro_modules = {kind.__module__.partition(".")[0] for kind in type(db).__mro__}
     if "flask_sqlalchemy" in mro_modules:

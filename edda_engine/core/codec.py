@@ -39,10 +39,8 @@ class Codec:
         self.annotation = annotation
         self._is_plain = annotation in _PLAIN_ANNOTATIONS
         try:
-            self._adapter: TypeAdapter[tuple[Any]] = TypeAdapter(
-                tuple[_understood(annotation)],  # type: ignore[misc]
-                config=_CONFIG,
-            )
+            one_of_it: Any = tuple[_understood(annotation)]  # type: ignore[misc]
+            self._adapter: TypeAdapter[tuple[Any]] = TypeAdapter(one_of_it, config=_CONFIG)
         except PydanticSchemaGenerationError as error:
             raise ConfigurationError(
                 f"The annotation {annotation!r} names no type that can be stored as JSON: {error.message.splitlines()[0]}"

@@ -20,8 +20,8 @@ class EventId(str):
     __slots__ = ()
 
     def __await__(self) -> Generator[Any, None, EventId]:
+        yield from ()
         return self
-        yield  # makes this a generator
 
 
 def send_event_transactional(

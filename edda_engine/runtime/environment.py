@@ -53,6 +53,7 @@ class AttemptSession(Session):
         self._attempt = transaction
 
     def get_bind(self, *_: Any, **__: Any) -> Engine | Connection:
+        """The attempt's connection; the first call opens it."""
         return self._attempt.connection()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from greenlet import getcurrent, greenlet
 
 
-class _Body(greenlet):
+class _Body(greenlet):  # type: ignore[misc]  # greenlet has no stubs
     """A greenlet that runs a plain ``def`` body, in the context variables of the task that drives it."""
 
     def __init__(self, function: Callable[..., Any], parent: greenlet) -> None:

@@ -124,7 +124,9 @@ def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collecti
         )
     )
     # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
-    return [Lease(*row[:4], float(row[4]), row[5], row[6] is not None) for row in conn.execute(taken)]
+    return [
+        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None) for row in conn.execute(taken)
+    ]
 
 
 def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> dict[str, bool]:
@@ -222,7 +224,7 @@ def take_up_again(conn: Connection, instance_id: str) -> bool:
             cancel_reason=None,
             wake_at=clock(),
             updated_at=clock(),
-        )  # fmt: skip
+        )
         .returning(_C.instance_id)
     )
     return done.first() is not None

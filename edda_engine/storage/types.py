@@ -27,11 +27,13 @@ class UtcTimestamp(TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """``timestamptz``, or text."""
         if dialect.name == "postgresql":
             return dialect.type_descriptor(postgresql.TIMESTAMP(timezone=True))
         return dialect.type_descriptor(Text())
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        """Refuses naive instants."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -42,6 +44,7 @@ class UtcTimestamp(TypeDecorator[datetime]):
         return f"{value:%Y-%m-%d %H:%M:%S}.{value.microsecond // 1000:03d}"
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        """Always in UTC, whatever the session's time zone."""
         if value is None:
             return None
         if isinstance(value, datetime):
@@ -55,9 +58,11 @@ class JsonText(UserDefinedType[str]):
     cache_ok = True
 
     def get_col_spec(self, **_: Any) -> str:
+        """``JSON`` on both."""
         return "JSON"
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        """Read it as text."""
         # The driver would parse json by itself; as text it arrives as it was written.
         return cast(column, Text)
 
