@@ -69,15 +69,23 @@ class Parameters:
         annotation = hints.get(parameters[0].name)
         return parameters[0].name if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
+    def as_called(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, owner: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What to call the function with: keywords that make up its one model parameter become that model.
+
+        :raises PayloadError: they do not fit the model.
+        """
+        if self._sole_model is None or args or not kwargs or self._sole_model in kwargs:
+            return args, kwargs
+        text = codec_for(Any).encode(kwargs, owner=owner)
+        return (self._codecs[self._sole_model].decode(text, owner=owner),), {}
+
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by parameter name, defaults filled in.
 
-        Keywords that are not parameters become the one model parameter, if there is just one.
-
         :raises TypeError: they do not fit the signature.
         """
-        if self._sole_model is not None and not args and kwargs and self._sole_model not in kwargs:
-            return {self._sole_model: kwargs}
         if self._simple is not None and not kwargs and len(args) == len(self._simple):
             return dict(zip(self._simple, args, strict=True))
         bound = self.signature.bind(*args, **kwargs)

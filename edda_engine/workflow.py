@@ -105,8 +105,9 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
         check_lock_timeout(lock_timeout, f"{self.name}.start()")
         signature = str(self.parameters.signature)
         try:
-            arguments = self.parameters.bind(args, kwargs)
-            input_json = self.parameters.round_trip(arguments, owner=f"workflow {self.name!r}")
+            owner = f"workflow {self.name!r}"
+            arguments = self.parameters.bind(*self.parameters.as_called(args, kwargs, owner=owner))
+            input_json = self.parameters.round_trip(arguments, owner=owner)
         except TypeError as error:
             raise InvalidInputError(self.name, str(error), signature=signature) from error
         except PayloadError as error:

@@ -192,6 +192,12 @@ class Application:
 
     def result(self, instance_id: str, timeout: float | None) -> Any:
         """Wait for an instance to end; see :meth:`edda_wsgi.EddaFlask.result`."""
+        place = current_place.get()
+        if place is not None and (place.is_body or place.is_async):
+            raise UsageError(
+                "result() would block the event loop here. In a workflow run the other one inline, with"
+                " `await other_workflow(ctx, ...)`; or wait for it in a plain def activity."
+            )
         if starts.is_unsaved(instance_id):
             raise StartNotCommittedError(instance_id)
         client = self.client

@@ -82,12 +82,12 @@ class StepWork:
         self._place, self._run, self._key, self._activity = workplace, run, key, activity
         self._policy = activity.retry_policy or workplace.default_policy
         owner = f"activity {activity.name!r} ({key.activity_id})"
-        arguments = activity.parameters.bind(args, kwargs)
-        self._args, self._kwargs = args, kwargs
-        if set(arguments) != set(kwargs) and not args:
-            # The whole input was given for the one model parameter.
-            self._args, self._kwargs = activity.parameters.decode(arguments, owner=owner)
+        self._args, self._kwargs = activity.parameters.as_called(args, kwargs, owner=owner)
+        arguments = activity.parameters.bind(self._args, self._kwargs)
         self._input_json = activity.parameters.encode(arguments, owner=owner)
+        if len(self._input_json) > workplace.max_payload_bytes:
+            problem = f"takes {len(self._input_json)} bytes of JSON, more than MAX_PAYLOAD_BYTES = {workplace.max_payload_bytes}"
+            raise PayloadError(owner, "$", f"(its arguments) {problem}")
         self._state = run.retry_states.pop(key.activity_id, RetryState())
         self._began = time.monotonic() - self._state.elapsed_seconds
 
@@ -119,7 +119,9 @@ class StepWork:
                         self._key.activity_id, self._run.instance_id, type(error).__name__,
                     )  # fmt: skip
                     await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
-                    await self._run.wait_until_reachable()
+                    recorded = await self._run.find_recorded(self._key)
+                    if recorded is not None:  # the commit had succeeded, only its answer was lost
+                        return self._run.answer(self._activity, recorded)
                 case attempts.Raised(error=error):
                     if isinstance(error, LeaseLostError):
                         raise error
@@ -238,7 +240,12 @@ class StepWork:
 
     async def _commit(self, unit: Step | AttemptUnit) -> Outcome:
         self._place.probe("step.before_commit" if isinstance(unit, Step) else "attempt.before_commit")
-        outcome = await self._run.commit(unit)
+        try:
+            outcome = await self._run.commit(unit)
+        except DBAPIError as error:
+            if is_outage(error):  # only when the worker stops while the database is away
+                raise LeaseLostError("The worker stopped before this step could be saved.") from error
+            raise
         self._place.probe("step.after_commit" if isinstance(unit, Step) else "attempt.after_commit")
         return outcome
 
@@ -277,8 +284,6 @@ class StepWork:
         return errors if len(errors) <= MAX_RECORDED_ERRORS else (*errors[:10], *errors[-(MAX_RECORDED_ERRORS - 10) :])
 
     def _unstorable(self, refused: DBAPIError) -> PayloadError:
-        if is_outage(refused):
-            raise LeaseLostError("The worker stops while the database is away.")
         first_line = str(refused.orig).splitlines()[0]
         error = PayloadError(
             f"activity {self._activity.name!r} ({self._key.activity_id})",

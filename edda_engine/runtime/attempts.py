@@ -6,6 +6,7 @@ coroutine function. The result is encoded before anything is committed.
 
 from __future__ import annotations
 
+import logging
 import random
 import uuid
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction
 from edda_engine.storage.commit import Outcome, Step
 from edda_engine.storage.instances import insert_instance
+
+_log = logging.getLogger(__name__)
 
 PostCommit = Callable[[], Any]
 
@@ -135,44 +138,61 @@ class Attempt:
         self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: Callable[[str], Step]
     ) -> Ending:
         """Run a plain function, on this thread."""
-        token = current_place.set(self)
+        ending: Ending | None = None
         try:
             with environment.around_activity(self.transaction, is_async=False) as sessions:
-                self._sessions = sessions
+                self._enter(sessions)
                 try:
                     self._probe("activity.started")
                     value = self.activity.function(ActivityContext(self), *args, **kwargs)
                     self._probe("activity.returned")
-                    return self._conclude(sessions, value, make_step)
+                    ending = self._conclude(sessions, value, make_step)
                 except BaseException as error:  # the edge of user code; what it is decides the retry policy
-                    return self._fail(sessions, error)
+                    ending = self._fail(sessions, error)
                 finally:
-                    self._sessions = None
+                    self._leave()
         except Exception as error:  # the application's own context could not be set up or torn down
-            return self._fail(None, error)
-        finally:
-            current_place.reset(token)
+            return self._after_teardown(ending, error)
+        assert ending is not None
+        return ending
 
     async def run_async(
         self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: Callable[[str], Step]
     ) -> Ending:
         """Run a coroutine function, on the loop; SQL waits without blocking it."""
-        current_place.set(self)
+        ending: Ending | None = None
         try:
             with environment.around_activity(self.transaction, is_async=True) as sessions:
-                self._sessions = sessions
+                self._enter(sessions)
                 try:
                     self._probe("activity.started")
                     value = await self.activity.function(ActivityContext(self), *args, **kwargs)
                     self._probe("activity.returned")
-                    ending: Ending = await greenlet_spawn(self._conclude, sessions, value, make_step)
-                    return ending
+                    ending = await greenlet_spawn(self._conclude, sessions, value, make_step)
                 except BaseException as error:  # the edge of user code; a cancelled attempt rolls back too
-                    return await greenlet_spawn(self._fail, sessions, error)
+                    ending = await greenlet_spawn(self._fail, sessions, error)
                 finally:
-                    self._sessions = None
+                    self._leave()
         except Exception as error:  # the application's own context could not be set up or torn down
-            return await greenlet_spawn(self._fail, None, error)
+            return self._after_teardown(ending, error)
+        assert ending is not None
+        return ending
+
+    def _enter(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        current_place.set(self)
+
+    def _leave(self) -> None:
+        # What the application does when its context ends is no part of the step any more.
+        self._sessions = None
+        current_place.set(None)
+
+    def _after_teardown(self, ending: Ending | None, error: Exception) -> Ending:
+        """Once a step has ended, an error of the application's teardown must not make it run again."""
+        if ending is None:
+            return Raised(error)
+        _log.error("The application's context of activity %s could not be torn down", self.activity_id, exc_info=error)
+        return ending
 
     def _conclude(self, sessions: Sessions, value: Any, make_step: Callable[[str], Step]) -> Ending:
         owner = f"activity {self.activity.name!r} ({self.activity_id})"
@@ -190,10 +210,9 @@ class Attempt:
             return Returned(result_json, restored)
         return Written(self.transaction.commit(make_step(result_json)), restored)
 
-    def _fail(self, sessions: Sessions | None, error: BaseException) -> Raised:
+    def _fail(self, sessions: Sessions, error: BaseException) -> Raised:
         try:
-            if sessions is not None:
-                sessions.discard()
+            sessions.discard()
         except Exception as second:  # a broken connection may fail again while it is put away
             error.add_note(f"While discarding its session: {second!r}")
         self.transaction.abandon()

@@ -41,18 +41,24 @@ class Claimer:
         self._max_running, self._poll_interval, self._probe = max_running, poll_interval, probe
         self._woken = asyncio.Event()
         self._has_outage = False
+        self._is_full = False
 
     def wake(self) -> None:
         """Look for due instances now; call on the loop."""
         self._woken.set()
+
+    def has_room(self) -> None:
+        """A run has ended: go on claiming if that was what it waited for."""
+        if self._is_full:
+            self._woken.set()
 
     async def work(self, executor: Executor) -> None:
         """Claim until cancelled."""
         while True:
             self._woken.clear()
             room = min(BATCH, self._max_running - len(executor.held))
-            claimed = await self._claim(executor, room) if room > 0 else 0
-            if claimed == room > 0:
+            self._is_full = room <= 0
+            if not self._is_full and await self._claim(executor, room) == room:
                 continue
             try:
                 await asyncio.wait_for(self._woken.wait(), self._poll_interval)

@@ -89,6 +89,7 @@ class Engine:
             completions=self.completions,
             max_parked=settings.max_parked,
             wake_claimer=self._claimer.wake,
+            has_room=self._claimer.has_room,
         )
         self._leases = Leases(
             worker_id=self.worker_id, service=self._service, poll_interval=settings.poll_interval_seconds / 4

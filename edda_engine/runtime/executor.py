@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
+from edda_engine.core.events import Recorded
 from edda_engine.core.failures import as_replayed, encode_error
 from edda_engine.core.status import Status
 from edda_engine.errors import (
@@ -29,7 +30,7 @@ from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
 from edda_engine.runtime.run import Past, Run
 from edda_engine.runtime.service import ServiceThread
-from edda_engine.storage import instances
+from edda_engine.storage import history, instances
 from edda_engine.storage.commit import AlreadyRecorded, Block, End, LeaseLost, Outcome, Unit, Wait
 from edda_engine.storage.database import is_outage
 from edda_engine.storage.instances import Lease
@@ -54,7 +55,9 @@ class Executor:
         completions: Completions,
         max_parked: int,
         wake_claimer: Callable[[], None],
+        has_room: Callable[[], None],
     ) -> None:
+        self._has_room = has_room
         self._worker_id, self._workplace = worker_id, workplace
         self._committer, self._service, self._completions = committer, service, completions
         self._max_parked, self._wake_claimer = max_parked, wake_claimer
@@ -120,9 +123,11 @@ class Executor:
         """Write one unit."""
         return await self._committer.commit(unit)
 
-    async def wait_until_reachable(self) -> None:
-        """Return once the database answers."""
+    async def find_recorded(self, instance_id: str, activity_id: str) -> Recorded | None:
+        """Once the database answers: what it has of a step."""
         await self._service.wait_until_reachable()
+        key = (instance_id, activity_id)
+        return (await self._service.read(lambda conn: history.load_steps(conn, [key]))).get(key)
 
     def has_gone_idle(self, run: Run) -> None:
         """Give the lease back and keep the body suspended."""
@@ -270,4 +275,4 @@ class Executor:
             del self._parked[run.instance_id]
         for task in list(run._tasks):
             task.cancel()
-        self._wake_claimer()
+        self._has_room()

@@ -42,6 +42,7 @@ class AdvisoryLock:
         self._database = database
         self.key = random.getrandbits(62) + 1
         self.held_since: float | None = None
+        self.was_broken = False
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._interrupt_read, self._interrupt_write = os.pipe()
@@ -71,6 +72,7 @@ class AdvisoryLock:
                     _log.warning(
                         "The connection that shows this worker to be alive broke; it is opened again: %s", error
                     )
+                self.was_broken = self.was_broken or self.held_since is not None
                 self.held_since = None
                 self._stopping.wait(0.2)
 
@@ -133,7 +135,7 @@ class Liveness:
             return self._dead_by_pid(conn)
         if self._lock is None or self._lock.held_since is None:
             return []
-        if time.monotonic() - self._lock.held_since < GRACE_SECONDS:
+        if self._lock.was_broken and time.monotonic() - self._lock.held_since < GRACE_SECONDS:
             return []
         return workers.without_advisory_lock(conn, service=self._service_name, worker_id=self.worker_id)
 

@@ -56,8 +56,8 @@ class Owner(Protocol):
         """Write one unit."""
         ...
 
-    async def wait_until_reachable(self) -> None:
-        """Return once the database answers."""
+    async def find_recorded(self, instance_id: str, activity_id: str) -> Recorded | None:
+        """Once the database answers: what it has of a step."""
         ...
 
     def has_gone_idle(self, run: Run) -> None:
@@ -241,9 +241,9 @@ class Run:
         """Write one unit."""
         return await self._owner.commit(unit)
 
-    async def wait_until_reachable(self) -> None:
-        """Return once the database answers."""
-        await self._owner.wait_until_reachable()
+    async def find_recorded(self, key: StepKey) -> Recorded | None:
+        """Once the database answers: what it has of a step."""
+        return await self._owner.find_recorded(self.instance_id, key.activity_id)
 
     async def pause(self, activity_id: str, seconds: float) -> None:
         """Wait before the next attempt; a long pause may give the lease back meanwhile.
@@ -309,7 +309,13 @@ class Run:
             owner = f"input of workflow {self.workflow_name!r}"
             args, kwargs = self.workflow.parameters.decode(parse(self.lease.input_json), owner=owner)
             self._workplace.probe("body.started")
-            return await self._call(self.workflow, args, kwargs)
+            try:
+                return await self._call(self.workflow, args, kwargs)
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Either would end the event loop, and with it every other instance.
+                raise RuntimeError(
+                    f"The body of workflow {self.workflow_name!r} raised {type(error).__name__}"
+                ) from error
 
     async def _call(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if workflow.is_async:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from edda_engine.errors import ConfigurationError
@@ -78,7 +78,15 @@ class Database:
     @classmethod
     def from_url(cls, url: str | URL) -> Database:
         """A database by URL: ``sqlite:///app.db``, ``postgresql://...``, ``postgresql+psycopg://...``."""
-        return cls(create_engine(normalized_url(url), pool_pre_ping=False), owns_engine=True)
+        found = normalized_url(url)
+        try:
+            return cls(create_engine(found), owns_engine=True)
+        except ImportError as error:
+            raise ConfigurationError(
+                f"The driver of {found.drivername!r} is not installed ({error}). For PostgreSQL install edda-wsgi[postgresql]."
+            ) from error
+        except SQLAlchemyError as error:
+            raise ConfigurationError(f"The database URL cannot be used: {error}") from error
 
     @property
     def is_sqlite(self) -> bool:
