@@ -98,7 +98,7 @@ class StepWork:
         :raises Cancelled: the step is recorded, and the instance was asked to stop.
         """
         if self._state.due_in_seconds > 0:
-            await self._run.pause(self._key.activity_id, self._state.due_in_seconds)
+            await self._run.pause(self._state.due_in_seconds)
         while True:
             number = self._state.attempts + 1
             self._run.hook("on_activity_start", self._key.activity_id, self._activity.name, number)
@@ -131,7 +131,7 @@ class StepWork:
                     if isinstance(following, GiveUp):
                         return await self._give_up(error, following)
                     await self._record_attempt(error, following.delay_seconds)
-                    await self._run.pause(self._key.activity_id, following.delay_seconds)
+                    await self._run.pause(following.delay_seconds)
 
     async def _try_once(self, number: int) -> tuple[attempts.Attempt, attempts.Ending]:
         place, is_async = self._place, self._activity.is_async

@@ -156,7 +156,7 @@ class Executor:
             old.seal(LeaseLostError)
 
     async def _park(self, run: Run) -> None:
-        delay = run.due_in_seconds
+        delay = run.pauses.due_in_seconds
         outcome = await self.commit(Wait(run.holder, Status.WAITING_FOR_TIMER, delay))
         if isinstance(outcome, LeaseLost):
             if self._parked.get(run.instance_id) is run:

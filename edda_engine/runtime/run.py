@@ -13,7 +13,6 @@ import asyncio
 import hashlib
 import itertools
 import logging
-import time
 import uuid
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
@@ -31,15 +30,13 @@ from edda_engine.core.replay import Branch, Replay
 from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Suspended
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet, wait_in_greenlet
+from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, Pauses
 from edda_engine.storage.commit import Holder, LeaseLost, Outcome, Step, Unit
 from edda_engine.storage.instances import Lease
 from edda_engine.storage.retries import RetryState
 from edda_engine.workflow import DeclaredWorkflow
 
 _log = logging.getLogger(__name__)
-
-IN_MEMORY_SECONDS = 1.0
-"""Pauses up to this long are slept through with the lease held; longer ones give it back."""
 
 IDLE_AFTER_SECONDS = 0.02
 """How long a body must have nothing to do but wait before its lease is given back."""
@@ -107,8 +104,7 @@ class Run:
         self._workplace, self._owner = workplace, owner
         self._busy = 0
         self._turn = 0
-        self._pauses: dict[str, tuple[float, asyncio.Future[None]]] = {}
-        self._short_pauses: set[asyncio.Future[None]] = set()
+        self.pauses = Pauses()
         self._unsaved: list[Step] = []
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -128,12 +124,7 @@ class Run:
     @property
     def is_idle(self) -> bool:
         """True while the body can do nothing but wait."""
-        return self._busy == 0 and bool(self._pauses) and self.fate is None
-
-    @property
-    def due_in_seconds(self) -> float:
-        """Until the first of its waits ends."""
-        return max(0.0, min(due for due, _ in self._pauses.values()) - time.monotonic())
+        return self._busy == 0 and self.pauses.has_long and self.fate is None
 
     def resume(self, lease: Lease) -> None:
         """Go on with a new lease, nobody having had the instance in between."""
@@ -142,10 +133,9 @@ class Run:
         self.is_parked = False
         if lease.is_cancelled:
             self.ask_to_stop()
-        now = time.monotonic()
-        for due, future in list(self._pauses.values()):
-            if not future.done() and (due - now <= IDLE_AFTER_SECONDS or self.fate is not None):
-                future.set_result(None)
+        if self.fate is not None:
+            self.pauses.wake_all()
+        self.pauses.wake_due()
         self._look_if_idle()
 
     def seal(self, fate: type[BaseException]) -> None:
@@ -160,8 +150,7 @@ class Run:
         """The instance is cancelled: the body meets :class:`Cancelled` at its next step, or where it waits."""
         if self.fate is None:
             self.fate = Cancelled
-            for future in (*self._short_pauses, *(future for _, future in self._pauses.values())):
-                _wake(future)
+            self.pauses.wake_all()
 
     async def save_values(self) -> None:
         """Write what ``ctx.now()`` recorded, before anything happens that may depend on it.
@@ -245,31 +234,19 @@ class Run:
         """Once the database answers: what it has of a step."""
         return await self._owner.find_recorded(self.instance_id, key.activity_id)
 
-    async def pause(self, activity_id: str, seconds: float) -> None:
+    async def pause(self, seconds: float) -> None:
         """Wait before the next attempt; a long pause may give the lease back meanwhile.
 
         :raises Cancelled: the instance was asked to stop.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
         if seconds <= IN_MEMORY_SECONDS:
-            # Over in a moment: the step stays busy, the lease stays here.
-            timer = loop.call_later(seconds, _wake, future)
-            self._short_pauses.add(future)
-            try:
-                await future
-            finally:
-                timer.cancel()
-                self._short_pauses.discard(future)
+            await self.pauses.short(seconds)
         else:
-            timer = loop.call_later(seconds, self._wake_unless_parked, future)
-            self._pauses[activity_id] = time.monotonic() + seconds, future
             self._step_ends()
+            self._look_if_idle()
             try:
-                await future
+                await self.pauses.long(seconds, is_parked=lambda: self.is_parked)
             finally:
-                timer.cancel()
-                del self._pauses[activity_id]
                 self._step_begins()
         if self.fate is not None:
             raise self.fate
@@ -382,7 +359,7 @@ class Run:
     def _step_ends(self) -> None:
         self._busy -= 1
         self._turn += 1
-        if self._pauses:
+        if self.pauses.has_long:
             self._look_if_idle()
 
     def _look_if_idle(self) -> None:
@@ -394,10 +371,6 @@ class Run:
 
         asyncio.get_running_loop().call_later(IDLE_AFTER_SECONDS, look)
 
-    def _wake_unless_parked(self, future: asyncio.Future[None]) -> None:
-        if not self.is_parked:
-            _wake(future)
-
     def _refuse_if_sealed(self) -> None:
         if self.mismatch is not None:
             raise self.mismatch
@@ -407,8 +380,3 @@ class Run:
     def _derived(self, purpose: str) -> bytes:
         self._refuse_if_sealed()
         return hashlib.sha256(f"{self.instance_id}\0{self._branch().derive(purpose)}".encode()).digest()
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
