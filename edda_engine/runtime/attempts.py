@@ -20,7 +20,7 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from edda_engine.activity import Activity
 from edda_engine.context import ActivityContext
 from edda_engine.core.ports import NewInstance, OutboxEvent, current_place
-from edda_engine.errors import PayloadError, UsageError
+from edda_engine.errors import LeaseLostError, PayloadError, UsageError
 from edda_engine.runtime.environment import Environment, Sessions
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction
@@ -211,9 +211,12 @@ class Attempt:
         return Written(self.transaction.commit(make_step(result_json)), restored)
 
     def _fail(self, sessions: Sessions, error: BaseException) -> Raised:
+        if self.transaction.is_refused:
+            # Its connection first: a session that ended its savepoint there would be refused once more.
+            self.transaction.abandon()
         try:
             sessions.discard()
-        except Exception as second:  # a broken connection may fail again while it is put away
+        except (Exception, LeaseLostError) as second:  # a broken connection may fail again while it is put away
             error.add_note(f"While discarding its session: {second!r}")
         self.transaction.abandon()
         return Raised(error, is_outage=self.transaction.saw_outage)

@@ -54,6 +54,11 @@ class AttemptTransaction:
         """True once the activity has executed SQL."""
         return self._connection is not None
 
+    @property
+    def is_refused(self) -> bool:
+        """True once the loop has called :meth:`refuse`."""
+        return self._state is _State.REFUSED
+
     def serves(self, engine: Any) -> bool:
         """Whether *engine* is the one whose work belongs to this transaction."""
         return engine is self._database.engine
