@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from sqlalchemy.exc import DBAPIError
 
 from edda_engine.activity import Activity
-from edda_engine.core.events import EventType, StepKey, event_json
+from edda_engine.core.events import EventType, Recorded, StepKey, event_json
 from edda_engine.core.failures import as_replayed, describe, encode_error
 from edda_engine.core.ports import OutboxEvent
 from edda_engine.core.retrying import GiveUp, RetryPolicy, decide
@@ -38,13 +38,10 @@ from edda_engine.runtime.environment import Environment
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction
 from edda_engine.storage.async_engine import AsyncEngines
-from edda_engine.storage.commit import AlreadyRecorded, LeaseLost, Outcome, Step
+from edda_engine.storage.commit import AlreadyRecorded, Holder, LeaseLost, Outcome, Step, Unit
 from edda_engine.storage.commit import Attempt as AttemptUnit
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.retries import RetryState
-
-if TYPE_CHECKING:
-    from edda_engine.runtime.run import Run
 
 _log = logging.getLogger(__name__)
 
@@ -67,13 +64,52 @@ class Workplace:
     application: Any
 
 
+class RunOfStep(Protocol):
+    """What the work on a step needs of the run that the step belongs to."""
+
+    instance_id: str
+    workflow_name: str
+    worker_id: str
+    holder: Holder
+    retry_states: dict[str, RetryState]
+    had_retries: bool
+
+    def next_seq(self) -> int:
+        """The number of the next recorded step."""
+        ...
+
+    async def commit(self, unit: Unit) -> Outcome:
+        """Write one unit."""
+        ...
+
+    async def find_recorded(self, key: StepKey) -> Recorded | None:
+        """Once the database answers: what it has of a step."""
+        ...
+
+    async def pause(self, seconds: float) -> None:
+        """Wait before the next attempt."""
+        ...
+
+    def answer(self, activity: Activity[..., Any], recorded: Recorded) -> Any:
+        """The value, or the exception, that a recorded step stands for."""
+        ...
+
+    def ask_to_stop(self) -> None:
+        """The instance is cancelled."""
+        ...
+
+    def hook(self, name: str, *details: Any) -> None:
+        """Tell the hooks."""
+        ...
+
+
 class StepWork:
     """One step of one run, from its first attempt on this worker to its recorded outcome."""
 
     def __init__(
         self,
         workplace: Workplace,
-        run: Run,
+        run: RunOfStep,
         key: StepKey,
         activity: Activity[..., Any],
         args: tuple[Any, ...],
