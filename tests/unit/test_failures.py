@@ -1,0 +1,373 @@
+"""Exceptions to JSON and back: of the same type on replay as live."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+
+from edda_engine.core.failures import (
+    MAX_MESSAGE,
+    UnknownOriginalError,
+    as_replayed,
+    clean,
+    decode_error,
+    describe,
+    encode_error,
+)
+from edda_engine.errors import ActivityTimeoutError, InvalidInputError, PayloadError, RetryExhaustedError, TerminalError
+
+
+class CardRefused(ValueError):
+    def __init__(self, card: str, *, amount: int) -> None:
+        super().__init__(f"card {card} refused {amount}")
+        self.card, self.amount = card, amount
+
+
+class Stubborn(Exception):
+    def __new__(cls, first: str, second: str) -> Stubborn:
+        return super().__new__(cls, first, second)
+
+
+class Wordless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Outer:
+    class Inner(KeyError):
+        pass
+
+
+class Slotted(Exception):
+    __slots__ = ("code",)
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class ReadOnly(Exception):
+    @property
+    def answer(self) -> int:
+        return 42
+
+
+def refused_strings(value: object) -> list[str]:
+    """The strings in parsed JSON that PostgreSQL does not store: with a NUL or a lone surrogate."""
+    if isinstance(value, str):
+        is_unicode = value.encode("utf-8", "replace").decode() == value
+        return [] if is_unicode and "\0" not in value else [value]
+    if isinstance(value, list):
+        return [found for item in value for found in refused_strings(item)]
+    if isinstance(value, dict):
+        return refused_strings(list(value)) + refused_strings(list(value.values()))
+    return []
+
+
+def again(error: BaseException) -> BaseException:
+    """What a replay sees of *error*."""
+    return decode_error(json.loads(encode_error(error)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bad"),
+        KeyError("missing"),
+        TypeError("a", 2, None, True),
+        ZeroDivisionError(),
+        TimeoutError("late"),
+        StopIteration(3),
+        AssertionError(),
+        Outer.Inner("x"),
+        TerminalError("no card"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_exception_comes_back_with_its_type_its_arguments_and_its_message(error: Exception) -> None:
+    replayed = again(error)
+    assert (type(replayed), replayed.args, str(replayed)) == (type(error), error.args, str(error))
+
+
+def test_an_exception_whose_constructor_takes_other_arguments_comes_back_with_its_attributes() -> None:
+    replayed = again(CardRefused("4242", amount=7))
+    assert isinstance(replayed, CardRefused)
+    assert (replayed.card, replayed.amount, str(replayed)) == ("4242", 7, "card 4242 refused 7")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RetryExhaustedError("charge", attempts=3, duration_seconds=1.5, errors=["OSError: down"]),
+        PayloadError("activity 'a'", "$.x", "is bad"),
+        ActivityTimeoutError("charge", 2.0),
+        InvalidInputError("order", "missing", signature="(x)"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_the_library_come_back_with_message_and_attributes(error: Exception) -> None:
+    replayed = again(error)
+    assert (type(replayed), str(replayed), vars(replayed)) == (type(error), str(error), vars(error))
+
+
+def test_an_os_error_comes_back_with_its_errno_and_its_filename() -> None:
+    replayed = again(FileNotFoundError(2, "No such file", "/etc/nothing"))
+    assert isinstance(replayed, FileNotFoundError)
+    assert (replayed.errno, replayed.strerror, replayed.filename) == (2, "No such file", "/etc/nothing")
+    assert str(replayed) == "[Errno 2] No such file: '/etc/nothing'"
+
+
+def test_a_plain_os_error_with_an_errno_has_the_class_that_the_errno_gave_it() -> None:
+    assert type(again(OSError(111, "refused"))) is ConnectionRefusedError
+
+
+def test_a_class_that_replaces_new_comes_back() -> None:
+    replayed = again(Stubborn("a", "b"))
+    assert (type(replayed), replayed.args) == (Stubborn, ("a", "b"))
+
+
+def test_a_slotted_exception_comes_back_with_its_arguments() -> None:
+    replayed = again(Slotted(7))
+    assert (type(replayed), replayed.args) == (Slotted, (7,))
+
+
+def test_attributes_without_a_plain_form_are_left_out_and_the_rest_kept() -> None:
+    error = ValueError("x")
+    error.response, error.status = object(), 503  # type: ignore[attr-defined]
+    replayed = again(error)
+    assert vars(replayed) == {"status": 503}
+
+
+def test_arguments_without_a_plain_form_become_the_message() -> None:
+    replayed = again(ValueError("bad thing", object))
+    assert replayed.args == (str(ValueError("bad thing", object)),)
+
+
+def test_tuples_among_the_arguments_come_back_as_tuples() -> None:
+    assert again(KeyError(("a", 1))).args == (("a", 1),)
+
+
+def test_an_attribute_that_became_read_only_does_not_hide_the_error() -> None:
+    recorded = json.loads(encode_error(ReadOnly("x"))) | {"attributes": {"answer": 1, "other": 2}}
+    replayed = decode_error(recorded)
+    assert isinstance(replayed, ReadOnly)
+    assert (replayed.answer, vars(replayed)) == (42, {"other": 2})
+
+
+# The cause.
+
+
+def test_the_cause_comes_back_with_its_type_and_its_own_cause() -> None:
+    error = RuntimeError("outer")
+    error.__cause__ = ValueError("middle")
+    error.__cause__.__cause__ = KeyError("inner")
+    replayed = again(error)
+    assert isinstance(replayed.__cause__, ValueError)
+    assert isinstance(replayed.__cause__.__cause__, KeyError)
+    assert replayed.__cause__.__cause__.__cause__ is None
+
+
+def test_an_endless_chain_of_causes_is_cut() -> None:
+    error: BaseException = ValueError("0")
+    for number in range(1, 50):
+        outer = ValueError(str(number))
+        outer.__cause__ = error
+        error = outer
+    replayed: BaseException | None = again(error)
+    depth = 0
+    while replayed is not None:
+        depth, replayed = depth + 1, replayed.__cause__
+    assert depth == 6
+
+
+def test_a_chain_that_contains_itself_is_cut() -> None:
+    error = ValueError("me")
+    error.__cause__ = error
+    assert isinstance(again(error).__cause__, ValueError)
+
+
+# Classes that cannot be imported.
+
+
+def test_a_class_declared_in_a_function_is_replaced_by_its_nearest_ancestor() -> None:
+    class Local(CardRefused):
+        pass
+
+    replayed = again(Local("4242", amount=7))
+    assert (type(replayed), str(replayed)) == (CardRefused, "card 4242 refused 7")
+
+
+def test_a_local_class_is_replaced_live_too_so_that_except_catches_the_same() -> None:
+    class Local(ValueError):
+        pass
+
+    error = Local("x")
+    live = as_replayed(error)
+    assert (type(live), str(live), live.__cause__) == (ValueError, "x", error)
+
+
+def test_an_importable_error_is_itself_live() -> None:
+    error = CardRefused("4242", amount=7)
+    assert as_replayed(error) is error
+
+
+def test_a_local_exception_straight_from_exception_is_an_exception() -> None:
+    class Local(Exception):
+        pass
+
+    assert isinstance(again(Local("x")), Exception)
+    assert str(again(Local("x"))).endswith("x")
+    assert type(as_replayed(Local("x"))) is type(again(Local("x")))
+
+
+def _module_with_errors(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    module = types.ModuleType("shop_errors")
+    exec(
+        "class ShopError(LookupError): pass\nclass SoldOut(ShopError): pass\nclass Odd(Exception): pass",
+        module.__dict__,
+    )
+    monkeypatch.setitem(sys.modules, "shop_errors", module)
+    return module
+
+
+def test_a_class_that_no_longer_exists_comes_back_as_its_nearest_ancestor(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module_with_errors(monkeypatch)
+    recorded = json.loads(encode_error(module.SoldOut("A1")))
+    del module.SoldOut
+    assert type(decode_error(recorded)) is module.ShopError
+
+
+def test_a_class_whose_module_no_longer_exists_comes_back_as_its_builtin_ancestor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = _module_with_errors(monkeypatch)
+    recorded = json.loads(encode_error(module.SoldOut("A1")))
+    monkeypatch.delitem(sys.modules, "shop_errors")
+    replayed = decode_error(recorded)
+    assert (type(replayed), replayed.args) == (LookupError, ("A1",))
+
+
+def test_an_exception_none_of_whose_classes_exist_is_named_in_what_stands_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = _module_with_errors(monkeypatch)
+    recorded = json.loads(encode_error(module.Odd("what")))
+    monkeypatch.delitem(sys.modules, "shop_errors")
+    replayed = decode_error(recorded)
+    assert (type(replayed), str(replayed)) == (UnknownOriginalError, "Odd: what")
+
+
+def test_a_name_that_is_no_longer_an_exception_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module_with_errors(monkeypatch)
+    recorded = json.loads(encode_error(module.Odd("what")))
+    module.Odd = print  # type: ignore[attr-defined]
+    assert type(decode_error(recorded)) is UnknownOriginalError
+
+
+def test_a_module_that_raises_when_imported_does_not_hide_the_error() -> None:
+    recorded = json.loads(encode_error(ValueError("x"))) | {"type": "this.is.not:A", "bases": ["builtins:ValueError"]}
+    assert type(decode_error(recorded)) is ValueError
+
+
+@pytest.mark.parametrize("recorded", [{}, {"type": ""}, {"type": ":"}, {"type": "builtins:print", "message": "x"}])
+def test_a_record_that_names_nothing_still_comes_back_as_an_error(recorded: dict[str, str]) -> None:
+    assert isinstance(decode_error(recorded), UnknownOriginalError)
+
+
+# Messages.
+
+
+@pytest.mark.parametrize("message", ["a\0b", "a\ud800b", "\0\udfff"])
+def test_a_message_that_a_database_refuses_is_escaped(message: str) -> None:
+    assert refused_strings(json.loads(encode_error(ValueError(message)))) == []
+    assert type(again(ValueError(message))) is ValueError
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "a\0", "\ud800", [float("nan")], {"k\0": 1}])
+def test_arguments_and_attributes_that_a_database_refuses_are_not_stored(value: object) -> None:
+    error = ValueError("ok", value)
+    error.detail = value  # type: ignore[attr-defined]
+    text = encode_error(error, with_traceback=False)
+    parsed = json.loads(text, parse_constant=pytest.fail)
+    assert "attributes" not in parsed
+    assert refused_strings(parsed) == []
+
+
+def test_a_key_among_the_attributes_that_a_database_refuses_is_not_stored() -> None:
+    error = ValueError("ok")
+    error.__dict__["a\0b"] = 1
+    error.__dict__["\ud800"] = 2
+    assert refused_strings(json.loads(encode_error(error))) == []
+
+
+def test_an_endless_message_is_cut() -> None:
+    replayed = again(ValueError("x" * 1_000_000))
+    assert len(str(replayed)) == MAX_MESSAGE
+    assert str(replayed).endswith("x…")
+
+
+def test_an_exception_whose_str_raises_is_described_all_the_same() -> None:
+    assert describe(Wordless()) == ("Wordless", "<Wordless without a readable message>")
+    assert type(again(Wordless("x"))) is Wordless
+
+
+def test_an_integer_beyond_64_bits_among_the_arguments_survives() -> None:
+    assert again(ValueError(2**80)).args == (2**80,)
+
+
+def test_clean_leaves_ordinary_text_alone() -> None:
+    assert clean("snö 🦊\n") == "snö 🦊\n"
+
+
+def test_a_traceback_is_kept_for_people_and_left_out_on_demand() -> None:
+    try:
+        raise ValueError("here")
+    except ValueError as error:
+        kept, left_out = json.loads(encode_error(error)), json.loads(encode_error(error, with_traceback=False))
+    assert "test_a_traceback_is_kept_for_people" in kept["traceback"]
+    assert "traceback" not in left_out
+
+
+# Groups.
+
+
+def test_an_exception_group_comes_back_with_its_parts() -> None:
+    group = ExceptionGroup("several", [ValueError("a"), ExceptionGroup("inner", [KeyError("b")])])
+    replayed = again(group)
+    assert type(replayed) is ExceptionGroup
+    assert replayed.message == "several"
+    assert [type(part) for part in replayed.exceptions] == [ValueError, ExceptionGroup]
+    matched, _rest = replayed.split(KeyError)
+    assert matched is not None
+
+
+def test_except_star_catches_a_replayed_group() -> None:
+    caught: list[object] = []
+    try:
+        raise again(ExceptionGroup("several", [ValueError("a"), OSError(2, "b")]))
+    except* OSError as found:
+        caught += [error.args for error in found.exceptions]
+    except* ValueError as found:
+        caught += [error.args for error in found.exceptions]
+    assert caught == [(2, "b"), ("a",)]
+
+
+def test_a_group_of_local_classes_comes_back_as_a_group_of_ancestors() -> None:
+    class Local(ValueError):
+        pass
+
+    group = ExceptionGroup("several", [Local("a")])
+    live, replayed = as_replayed(group), again(group)
+    assert isinstance(replayed, ExceptionGroup)
+    assert isinstance(live, ExceptionGroup)
+    assert [type(part) for part in replayed.exceptions] == [ValueError]
+    assert [type(part) for part in live.exceptions] == [ValueError]
+
+
+def test_a_base_exception_group_comes_back_as_one() -> None:
+    replayed = again(BaseExceptionGroup("stop", [KeyboardInterrupt()]))
+    assert type(replayed) is BaseExceptionGroup
+    assert [type(part) for part in replayed.exceptions] == [KeyboardInterrupt]
