@@ -1,0 +1,354 @@
+"""The demo: fifty orders through a killed worker and a killed server, and an audit of every row.
+
+``python -m example_flask_app.demo --database sqlite``. The exit status is 0 only if every order was fulfilled and
+everything was written exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from example_flask_app.audit import Check, Wanted, audit
+from example_flask_app.models import ARTICLES
+from example_flask_app.processes import DATABASES, Shop, database, end_on_sigterm, payment_service
+
+CLEAR_LINE = "\r\x1b[K"
+LOOK_SECONDS = 0.1
+PLAIN_LINE_SECONDS = 2.0
+ORDERS_PER_SECOND = 14.0
+PACKING_SECONDS = 0.25
+
+
+class DemoFailedError(Exception):
+    """The demo could not be carried through; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the orders stand."""
+
+    placed: int = 0
+    fulfilled: int = 0
+    unfinished: int = 0
+
+
+class Display:
+    """One updating line on a terminal, plain lines now and then elsewhere."""
+
+    def __init__(self, orders: int) -> None:
+        self._orders = orders
+        self._is_terminal = sys.stdout.isatty()
+        self._started = time.monotonic()
+        self._last_line: tuple[float, str] = (0.0, "")
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._started
+
+    def show(self, progress: Progress) -> None:
+        """Say where the orders stand."""
+        line = f"placed {progress.placed:>3} of {self._orders}   fulfilled {progress.fulfilled:>3} of {self._orders}"
+        if self._is_terminal:
+            filled = 30 * progress.fulfilled // self._orders
+            print(f"{CLEAR_LINE}{self.seconds:5.1f} s  {line}  [{'#' * filled:<30}]", end="", flush=True)
+        elif self.seconds - self._last_line[0] >= PLAIN_LINE_SECONDS and line != self._last_line[1]:
+            self._last_line = self.seconds, line
+            print(f"{self.seconds:5.1f} s  {line}", flush=True)
+
+    def say(self, event: str) -> None:
+        """Say what has happened, on a line that stays."""
+        clear = CLEAR_LINE if self._is_terminal else ""
+        print(f"{clear}{self.seconds:5.1f} s  {event}", flush=True)
+
+    def end(self) -> None:
+        """Leave the updating line."""
+        if self._is_terminal:
+            print(CLEAR_LINE, end="", flush=True)
+
+
+class Customers:
+    """Place orders over HTTP, and send an order again, under the same number, until it is answered."""
+
+    def __init__(self, url: str, orders: list[Wanted], *, deadline: float) -> None:
+        self._url, self._orders, self._deadline = url, orders, deadline
+        self._stopping = threading.Event()
+        self._client = httpx.Client(base_url=url, timeout=5.0)
+        self._pool = ThreadPoolExecutor(8, thread_name_prefix="customer")
+        self._futures: list[Future[None]] = []
+        self._lock = threading.Lock()
+        self.sent_again = 0
+
+    def start(self) -> None:
+        """Let them come, one after the other."""
+        for position, order in enumerate(self._orders):
+            due = time.monotonic() + position / ORDERS_PER_SECOND
+            self._futures.append(self._pool.submit(self._place, order, due))
+
+    def raise_if_refused(self) -> bool:
+        """Whether every order is answered.
+
+        :raises DemoFailedError: one was refused.
+        """
+        for future in self._futures:
+            if future.done():
+                future.result()
+        return all(future.done() for future in self._futures)
+
+    def close(self) -> None:
+        """Send them home."""
+        self._stopping.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._client.close()
+
+    def _place(self, order: Wanted, due: float) -> None:
+        self._stopping.wait(max(0.0, due - time.monotonic()))
+        wish = {
+            "number": order.number,
+            "customer": f"Customer {order.number}",
+            "lines": [{"sku": sku, "quantity": quantity} for sku, quantity in order.lines],
+        }
+        answer: httpx.Response | None = None
+        while not self._stopping.is_set() and time.monotonic() < self._deadline:
+            try:
+                answer = self._client.post("/orders", json=wish)
+            except httpx.TransportError:
+                answer = None  # killed while it answered: perhaps it is placed, perhaps not
+            if answer is not None and answer.status_code < 500:
+                break
+            with self._lock:
+                self.sent_again += 1
+            self._stopping.wait(0.1)
+        if not self._stopping.is_set() and (answer is None or answer.status_code not in (200, 202)):
+            reason = f"{answer.status_code}: {answer.text}" if answer is not None else "no answer"
+            raise DemoFailedError(f"Order {order.number} was refused with {reason}")
+
+
+class Watch:
+    """Looks into the database by a connection of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def progress(self) -> Progress:
+        """Where the orders stand."""
+        with self._engine.connect() as conn:
+            counted = dict(conn.execute(text("SELECT status, count(*) FROM shop_order GROUP BY status")).all())
+            try:
+                unfinished = conn.scalar(text("SELECT count(*) FROM edda_instances WHERE completed_at IS NULL"))
+            except DBAPIError:
+                unfinished = 0  # the first worker has not made the edda_ tables yet
+        return Progress(sum(counted.values()), counted.get("fulfilled", 0), unfinished or 0)
+
+    def busiest_worker(self) -> tuple[int, str] | None:
+        """The pid and id of the worker with the most running workflows, if any is busy."""
+        query = (
+            "SELECT w.pid, w.worker_id FROM edda_workers w JOIN edda_instances i ON i.locked_by = w.worker_id"
+            " WHERE i.status = 'running' GROUP BY w.pid, w.worker_id ORDER BY count(*) DESC, w.pid"
+        )
+        with self._engine.connect() as conn:
+            found = conn.execute(text(query)).first()
+        return (found.pid, found.worker_id) if found is not None else None
+
+    def running(self, worker_id: str | None = None) -> int:
+        """How many workflows are under way, in one worker or in all."""
+        query = "SELECT count(*) FROM edda_instances WHERE status = 'running'"
+        query += " AND locked_by = :worker_id" if worker_id else ""
+        with self._engine.connect() as conn:
+            return conn.scalar(text(query), {"worker_id": worker_id} if worker_id else {}) or 0
+
+    def steps(self) -> int:
+        """How many steps are recorded."""
+        with self._engine.connect() as conn:
+            return conn.scalar(text("SELECT count(*) FROM edda_history")) or 0
+
+
+class Demo:
+    """One run: the orders come in, the killer goes round, and at the end everything must be there."""
+
+    def __init__(
+        self, shop: Shop, watch: Watch, customers: Customers, display: Display, *, orders: int, deadline: float
+    ):
+        self._shop, self._watch, self._customers, self._display = shop, watch, customers, display
+        self._orders, self._deadline = orders, deadline
+        self.interrupted = 0
+
+    def run(self) -> None:
+        """Kill a worker, kill the server, and wait for the end.
+
+        :raises DemoFailedError: it does not come in time, or the server has given up.
+        """
+        self._until(lambda now: now.placed >= 0.4 * self._orders and self._kill_worker(), "a worker to be busy")
+        self._until(lambda now: now.placed >= 0.8 * self._orders and self._kill_server(), "the server to be busy")
+        self._until(
+            lambda now: self._customers.raise_if_refused() and now.fulfilled >= self._orders and now.unfinished == 0,
+            "every order to be fulfilled",
+        )
+
+    def _until(self, has_come: Callable[[Progress], bool], what: str) -> None:
+        while True:
+            now = self._watch.progress()
+            self._display.show(now)
+            if has_come(now):
+                return
+            if self._shop.has_ended:
+                raise DemoFailedError("The server has ended by itself.")
+            self._customers.raise_if_refused()
+            if time.monotonic() > self._deadline:
+                raise DemoFailedError(
+                    f"Waited too long for {what}: {now.placed} placed, {now.fulfilled} fulfilled,"
+                    f" {now.unfinished} workflows unfinished."
+                )
+            time.sleep(LOOK_SECONDS)
+
+    def _kill_worker(self) -> bool:
+        found = self._watch.busiest_worker()
+        if found is None or not self._shop.owns(found[0]):
+            return False
+        pid, worker_id = found
+        os.kill(pid, signal.SIGKILL)
+        count = self._watch.running(worker_id)
+        self.interrupted += count
+        self._display.say(f"killed worker {pid} with SIGKILL while it ran {count} workflows")
+        return True
+
+    def _kill_server(self) -> bool:
+        if self._watch.running() == 0:
+            return False
+        self._shop.kill()
+        count = self._watch.running()
+        self.interrupted += count
+        self._shop.start()
+        self._display.say(f"killed the whole server while it ran {count} workflows, and started it again")
+        return True
+
+
+def make_orders(count: int, seed: int) -> list[Wanted]:
+    """Orders of one to three articles."""
+    choose = random.Random(seed)
+    return [
+        Wanted(
+            f"N-{position:04}",
+            tuple((sku, choose.randint(1, 3)) for sku in sorted(choose.sample(sorted(ARTICLES), choose.randint(1, 3)))),
+        )
+        for position in range(1, count + 1)
+    ]
+
+
+def print_report(checks: list[Check], remarks: dict[str, str]) -> None:
+    """The table, and what else is worth knowing."""
+    green, red, plain = ("\x1b[32m", "\x1b[31m", "\x1b[0m") if _in_colour() else ("", "", "")
+    width = max(len(check.title) for check in checks)
+    print(f"\n{'':<{width}}  {'expected':>8}  {'found':>8}  {'duplicates':>10}  {'lost':>6}")
+    for check in checks:
+        verdict = f"{green}ok{plain}" if check.holds else f"{red}WRONG{plain}"
+        print(
+            f"{check.title:<{width}}  {check.expected.total():>8}  {check.found.total():>8}"
+            f"  {check.duplicates:>10}  {check.lost:>6}  {verdict}"
+        )
+    total = f"{sum(check.duplicates for check in checks):>10}  {sum(check.lost for check in checks):>6}"
+    print(f"{'in all':<{width}}  {'':>8}  {'':>8}  {total}\n")
+    name_width = max(map(len, remarks))
+    for name, remark in remarks.items():
+        print(f"{name:<{name_width}}  {remark}")
+    wrong = [check for check in checks if not check.holds]
+    for check in wrong:
+        print(f"\n{red}{check.title}{plain}")
+        print(f"  too many: {dict(check.found - check.expected)}\n  missing:  {dict(check.expected - check.found)}")
+    print(f"\n{red}Something is wrong.{plain}" if wrong else f"\n{green}Everything was done exactly once.{plain}")
+
+
+def run_demo(kind: str, *, orders: int, seed: int, timeout: float) -> int:
+    """Run it in a temporary folder; the exit status."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edda-demo-", ignore_cleanup_errors=True)))
+        display = Display(orders)
+        stack.callback(display.end)
+        display.say(f"starting the shop on {kind}, with a payment service that refuses, dawdles and hangs up")
+        deadline = time.monotonic() + timeout
+        url = stack.enter_context(database(kind, folder))
+        payment_url = stack.enter_context(payment_service(folder, seed=seed, slow_seconds=1.0))
+        shop = Shop(folder, database_url=url, payment_url=payment_url, packing_seconds=PACKING_SECONDS)
+        stack.callback(shop.close)
+        shop.prepare()
+        shop.start()
+        engine = create_engine(url)
+        stack.callback(engine.dispose)
+        watch = Watch(engine)
+        wanted = make_orders(orders, seed)
+        customers = Customers(shop.url, wanted, deadline=deadline)
+        stack.callback(customers.close)
+        demo = Demo(shop, watch, customers, display, orders=orders, deadline=deadline)
+        try:
+            customers.start()
+            demo.run()
+            took = display.seconds
+            status = shop.stop()
+            if status != 0:
+                raise DemoFailedError(f"The server did not stop cleanly on SIGTERM; its exit status is {status}.")
+        except DemoFailedError as error:
+            display.end()
+            print(f"{error}\n\nThe end of the server's log:\n{shop.log_tail()}", file=sys.stderr)
+            return 1
+        display.say("all is done, and the server has stopped on SIGTERM; now the audit")
+        display.end()
+        books = httpx.get(f"{payment_url}/charges", timeout=5.0).json()
+        with engine.connect() as conn:
+            checks = audit(conn, wanted, books["charges"])
+        manners = ", ".join(f"{count} {manner}" for manner, count in sorted(books["manners"].items()))
+        print_report(
+            checks,
+            {
+                "database": kind,
+                "time": f"{took:.1f} s",
+                "steps recorded": str(watch.steps()),
+                "workflows interrupted": f"{demo.interrupted}, by SIGKILL to one worker and to the whole server",
+                "requests sent again": f"{customers.sent_again}, cut off by the kills",
+                "payment requests": f"{books['requests']}: {manners}",
+            },
+        )
+        if all(check.holds for check in checks):
+            return 0
+        print(f"\nThe end of the server's log:\n{shop.log_tail()}", file=sys.stderr)
+        return 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the shop through kill -9, and audit every row.")
+    parser.add_argument("--database", choices=DATABASES, default="sqlite")
+    parser.add_argument("--orders", type=int, default=50, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of orders and troubles (default: %(default)s)")
+    parser.add_argument("--timeout", type=float, default=55.0, help="seconds before it gives up (default: %(default)s)")
+    given = parser.parse_args()
+    if given.orders < 5:
+        parser.error("--orders must be at least 5, so that there is a middle to kill in")
+    end_on_sigterm()
+    try:
+        return run_demo(given.database, orders=given.orders, seed=given.seed, timeout=given.timeout)
+    except KeyboardInterrupt:
+        print("Stopped; nothing is left running.", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _in_colour() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
+if __name__ == "__main__":
+    sys.exit(main())
