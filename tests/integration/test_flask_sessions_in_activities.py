@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from edda_wsgi import WorkflowContext, WorkflowFailedError, activity, workflow
+from edda_wsgi import RetryPolicy, WorkflowContext, WorkflowFailedError, activity, workflow
 from tests.integration.flask_apps import (
     KINDS,
     LITE,
@@ -119,10 +119,10 @@ def test_a_savepoint_in_an_activity_is_rolled_back_alone(shop: Shop) -> None:
     def write(ctx: WorkflowContext) -> None:
         session = shop.session(ctx)
         session.add(Note(text="outer"))
-        with pytest.raises(ZeroDivisionError), session.begin_nested():
-            session.add(Note(text="inner"))
-            session.flush()
-            1 / 0
+        savepoint = session.begin_nested()
+        session.add(Note(text="inner"))
+        session.flush()
+        savepoint.rollback()
         with session.begin_nested():
             session.add(Note(text="second inner"))
         session.commit()
@@ -137,10 +137,13 @@ def test_ctx_transaction_is_a_savepoint_of_the_session(shop: Shop) -> None:
         session = shop.session(ctx)
         session.add(Note(text="outer"))
         session.flush()
-        with pytest.raises(KeyError), ctx.transaction():
-            session.add(Note(text="inner"))
-            session.flush()
-            raise KeyError("undo")
+        try:
+            with ctx.transaction():
+                session.add(Note(text="inner"))
+                session.flush()
+                raise KeyError("undo")
+        except KeyError:
+            pass
         return ctx.in_transaction()
 
     assert shop.run(write) is True
@@ -343,8 +346,6 @@ def test_a_result_that_cannot_be_encoded_undoes_what_the_activity_committed(shop
 def test_each_attempt_begins_with_an_empty_session(shop: Shop) -> None:
     attempts = []
 
-    from edda_wsgi import RetryPolicy
-
     @activity(retry_policy=RetryPolicy(max_attempts=3, initial_interval=0.01))
     def write(ctx: WorkflowContext) -> int:
         session = shop.session(ctx)
@@ -538,7 +539,7 @@ def test_ctx_session_in_a_body_is_refused(flask_shop: Shop) -> None:
     with flask_shop.app.app_context():
         instance_id = asks_for_a_session.options(session=None).start()
 
-    with pytest.raises(WorkflowFailedError, match="UsageError.*session"):
+    with pytest.raises(WorkflowFailedError, match=r"UsageError.*session"):
         flask_shop.edda.result(instance_id, timeout=20)
 
 
