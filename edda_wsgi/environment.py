@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from flask import Flask
+from flask.ctx import AppContext
 
 from edda_engine.runtime.environment import PlainSessions
 from edda_engine.runtime.transactions import AttemptTransaction
@@ -21,15 +24,40 @@ class FlaskEnvironment:
 
     @contextmanager
     def around_body(self) -> Iterator[None]:
+        """A fresh app context, for ``current_app`` and ``g``.
+
+        Its teardown functions are not called: they are made for threads and would block the loop, and a body has
+        nothing to tear down, being refused every session. The context ends with the body's task.
+        """
+        self._app.app_context().push()
+        yield
+
+    @contextmanager
+    def around_callback(self) -> Iterator[None]:
         """A fresh app context."""
         with self._app.app_context():
             yield
 
     @contextmanager
-    def around_activity(self, transaction: AttemptTransaction, *, is_async: bool) -> Iterator[Any]:
+    def around_activity(self, transaction: AttemptTransaction) -> Iterator[Any]:
         """A fresh app context with a ``db.session`` of its own, in the attempt's transaction."""
         with self._app.app_context():
-            if is_async or self._source is None:
-                yield PlainSessions(transaction, is_async=is_async)
+            if self._source is None:
+                yield PlainSessions(transaction, is_async=False)
             else:
                 yield self._source.sessions(transaction)
+
+    @asynccontextmanager
+    async def around_async_activity(self, transaction: AttemptTransaction) -> AsyncIterator[Any]:
+        """A fresh app context; its teardown functions, which may block, are called on another thread."""
+        context = self._app.app_context()
+        context.push()
+        try:
+            yield PlainSessions(transaction, is_async=True)
+        finally:
+            await asyncio.to_thread(self._tear_down, context)
+
+    def _tear_down(self, context: AppContext) -> None:
+        takes_context = "ctx" in inspect.signature(self._app.do_teardown_appcontext).parameters
+        arguments: tuple[Any, ...] = (context,) if takes_context else ()
+        self._app.do_teardown_appcontext(*arguments)

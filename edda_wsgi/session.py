@@ -25,17 +25,17 @@ from edda_engine.runtime.transactions import AttemptTransaction
 class SharesTransaction:
     """Mixed into the application's session class by :func:`share`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _refuse_in_body()  # even add() alone: what is only pending would be lost without a word
+        super().__init__(*args, **kwargs)
+
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
         """The engine as before; in a sync activity, the connection of its transaction."""
         found: Engine | Connection = super().get_bind(*args, **kwargs)  # type: ignore[misc]
         place = current_place.get()
         if place is None:
             return found
-        if place.is_body:
-            raise UsageError(
-                f"db.session was used in the body of workflow {place.workflow_name!r}. A body is replayed and has no"
-                " transaction: read and write in an @activity, and pass on what the workflow needs."
-            )
+        _refuse_in_body()
         assert isinstance(place, Attempt)
         if not isinstance(found, Engine) or not place.transaction.serves(found):
             return found  # a model on another bind: outside the transaction
@@ -45,6 +45,15 @@ class SharesTransaction:
                 " Use `await ctx.session.execute(...)`, or make the activity a plain def."
             )
         return place.transaction.connection()
+
+
+def _refuse_in_body() -> None:
+    place = current_place.get()
+    if place is not None and place.is_body:
+        raise UsageError(
+            f"db.session was used in the body of workflow {place.workflow_name!r}. A body is replayed and has no"
+            " transaction: read and write in an @activity, and pass on what the workflow needs."
+        )
 
 
 def share(factory: sessionmaker[Any]) -> None:

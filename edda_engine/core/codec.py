@@ -27,6 +27,10 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from edda_engine.errors import ConfigurationError, PayloadError
 
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_SURELY_SHALLOW = 100
+_DEEPEST = 300
+_ADDED_LEVELS = 8
 _PLAIN_ANNOTATIONS = (Any, dict, list, object)
 
 
@@ -52,8 +56,7 @@ class Codec:
 
         :raises PayloadError: names *owner* and the path to what cannot be encoded.
         """
-        if inspect.isgenerator(value) or inspect.isawaitable(value) or inspect.isasyncgen(value):
-            raise PayloadError(owner, path, f"is a {type(value).__name__}; await it, or make a list of it, first")
+        _refuse_unfinished(owner, path, value)
         try:
             text = self._adapter.dump_json((value,), warnings=False)[1:-1].decode()
         except (PydanticSerializationError, ValueError, RecursionError) as error:
@@ -62,6 +65,8 @@ class Codec:
             raise PayloadError(owner, path, f"could not be encoded: {type(error).__name__}: {error}") from error
         if "\\u0000" in text:
             _refuse_nul(owner, path, value)
+        if text.count("[") + text.count("{") > _SURELY_SHALLOW:
+            _refuse_too_deep(owner, path, text)
         return text
 
     def decode(self, text: str, *, owner: str, path: str = "$") -> Any:
@@ -209,25 +214,25 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
-def _located(owner: str, path: str, value: Any, error: Exception, depth: int = 0) -> PayloadError:
+def _located(owner: str, path: str, value: Any, error: Exception, above: tuple[int, ...] = ()) -> PayloadError:
     """Walk down to the first part that cannot be encoded by itself."""
+    if id(value) in above or "depth exceeded" in str(error) or isinstance(error, RecursionError):
+        return PayloadError(owner, path, "is nested too deeply or contains itself")
     if isinstance(value, Mapping):
         for key in value:
             if isinstance(key, str) and not _is_unicode(key):
                 return PayloadError(
                     owner, path, f"has a key with a lone surrogate ({key!r}), which JSON has no form for"
                 )
-    for step, child in _children(value) if depth < 100 else []:
+    for step, child in _children(value):
         try:
             to_json(child, inf_nan_mode="strings", bytes_mode="base64")
         except (PydanticSerializationError, ValueError, RecursionError) as inner:
-            return _located(owner, path + step, child, inner, depth + 1)
+            return _located(owner, path + step, child, inner, (*above, id(value)))
         except Exception as inner:
             return PayloadError(owner, path + step, f"could not be encoded: {type(inner).__name__}: {inner}")
     if isinstance(value, str) and not _is_unicode(value):
         return PayloadError(owner, path, "is a string with a lone surrogate, which JSON has no form for")
-    if "Circular" in str(error) or isinstance(error, RecursionError):
-        return PayloadError(owner, path, "is nested too deeply or contains itself")
     return PayloadError(owner, path, f"is a {type(value).__qualname__}, which has no JSON form ({error})")
 
 
@@ -237,6 +242,29 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _refuse_unfinished(owner: str, path: str, value: Any, depth: int = 0) -> None:
+    """Refuse generators and coroutines, also in containers: encoding would use a generator up."""
+    kind = type(value)
+    if kind in (dict, list, tuple):
+        if depth > _DEEPEST:
+            return  # refused for its depth a moment later
+        for step, child in value.items() if kind is dict else enumerate(value):
+            if type(child) not in _SCALARS:
+                _refuse_unfinished(owner, f"{path}[{step!r}]", child, depth + 1)
+        return
+    is_waiting = inspect.isawaitable(value) and not isinstance(value, str)  # an event id is both
+    if is_waiting or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        raise PayloadError(owner, path, f"is a {kind.__name__}; await it, or make a list of it, first")
+
+
+def _refuse_too_deep(owner: str, path: str, text: str) -> None:
+    """What is written must be readable, also inside the few levels that a row adds around it."""
+    try:
+        from_json("[" * _ADDED_LEVELS + text + "]" * _ADDED_LEVELS)
+    except ValueError as error:
+        raise PayloadError(owner, path, "is nested too deeply to be read back") from error
 
 
 def _refuse_nul(owner: str, path: str, value: Any) -> None:

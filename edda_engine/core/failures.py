@@ -54,8 +54,8 @@ def decode_error(recorded: dict[str, Any]) -> BaseException:
             error = kind.__new__(kind, *arguments)
             error.args = arguments
             if issubclass(kind, OSError):
-                # OSError fills errno and its kin in __init__, which it skips when a subclass replaces __new__.
-                error.__init__(*arguments)  # type: ignore[misc]
+                # errno, filename and their kin are filled in here; a subclass may take other arguments.
+                OSError.__init__(error, *arguments)
         for name, value in recorded.get("attributes", {}).items():
             try:
                 setattr(error, name, value)
@@ -70,11 +70,17 @@ def decode_error(recorded: dict[str, Any]) -> BaseException:
 
 def as_replayed(error: BaseException) -> BaseException:
     """*error* itself if a replay would rebuild its class, else what a replay would raise in its place."""
-    if _import_class(_name_of(type(error))) is type(error):
+    if _is_rebuildable(error):
         return error
     replaced = decode_error(_to_plain(error, with_traceback=False))
     replaced.__cause__ = error
     return replaced
+
+
+def _is_rebuildable(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup) and not all(_is_rebuildable(part) for part in error.exceptions):
+        return False
+    return _import_class(_name_of(type(error))) is type(error)
 
 
 def clean(text: str) -> str:
@@ -99,7 +105,7 @@ def _to_plain(error: BaseException, *, with_traceback: bool, depth: int = 0) -> 
             plain["exceptions"] = [
                 _to_plain(part, with_traceback=False, depth=depth + 1) for part in error.exceptions[:100]
             ]
-    elif (arguments := _json_or_none(list(error.args))) is not None:
+    elif (arguments := _json_or_none(_arguments(error))) is not None:
         plain["args"] = arguments
     else:
         plain["args"] = [message]
@@ -113,6 +119,14 @@ def _to_plain(error: BaseException, *, with_traceback: bool, depth: int = 0) -> 
     return plain
 
 
+def _arguments(error: BaseException) -> list[Any]:
+    """What to rebuild *error* with; an OSError keeps its file names beside its ``args``."""
+    if not isinstance(error, OSError) or error.filename is None or len(error.args) != 2:
+        return list(error.args)
+    named = [*error.args, error.filename]
+    return named if error.filename2 is None else [*named, None, error.filename2]
+
+
 def _message(error: BaseException) -> str:
     try:
         return str(error)
@@ -124,7 +138,7 @@ def _attributes(error: BaseException) -> dict[str, Any]:
     return {
         name: value
         for name, value in getattr(error, "__dict__", {}).items()
-        if isinstance(name, str) and not name.startswith("__")
+        if isinstance(name, str) and not name.startswith("__") and clean(name) == name
     }
 
 

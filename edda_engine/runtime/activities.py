@@ -350,7 +350,7 @@ class StepWork:
 
     def _call_in_application(self, callback: Callable[[], Any]) -> None:
         def call() -> None:
-            with self._place.environment.around_body():
+            with self._place.environment.around_callback():
                 callback()
 
         contextvars.Context().run(call)

@@ -140,7 +140,7 @@ class Attempt:
         """Run a plain function, on this thread."""
         ending: Ending | None = None
         try:
-            with environment.around_activity(self.transaction, is_async=False) as sessions:
+            with environment.around_activity(self.transaction) as sessions:
                 self._enter(sessions)
                 try:
                     self._probe("activity.started")
@@ -162,7 +162,7 @@ class Attempt:
         """Run a coroutine function, on the loop; SQL waits without blocking it."""
         ending: Ending | None = None
         try:
-            with environment.around_activity(self.transaction, is_async=True) as sessions:
+            async with environment.around_async_activity(self.transaction) as sessions:
                 self._enter(sessions)
                 try:
                     self._probe("activity.started")

@@ -6,8 +6,8 @@ The engine knows nothing of Flask; a front door gives it one of these. :class:`P
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
@@ -37,11 +37,19 @@ class Environment(Protocol):
     """Entered around user code."""
 
     def around_body(self) -> AbstractContextManager[None]:
-        """Entered once for each body, on the loop thread."""
+        """Entered once for each body, on the loop thread; may not block."""
         ...
 
-    def around_activity(self, transaction: AttemptTransaction, *, is_async: bool) -> AbstractContextManager[Sessions]:
-        """Entered once for each attempt, where the activity runs."""
+    def around_callback(self) -> AbstractContextManager[None]:
+        """Entered around a post-commit callback, on a pool thread."""
+        ...
+
+    def around_activity(self, transaction: AttemptTransaction) -> AbstractContextManager[Sessions]:
+        """Entered once for each attempt of a sync activity, on a pool thread."""
+        ...
+
+    def around_async_activity(self, transaction: AttemptTransaction) -> AbstractAsyncContextManager[Sessions]:
+        """Entered once for each attempt of an async activity, on the loop thread."""
         ...
 
 
@@ -99,6 +107,16 @@ class PlainEnvironment:
         yield
 
     @contextmanager
-    def around_activity(self, transaction: AttemptTransaction, *, is_async: bool) -> Iterator[PlainSessions]:
+    def around_callback(self) -> Iterator[None]:
+        """Nothing surrounds a callback."""
+        yield
+
+    @contextmanager
+    def around_activity(self, transaction: AttemptTransaction) -> Iterator[PlainSessions]:
         """A session of our own for each attempt."""
-        yield PlainSessions(transaction, is_async=is_async)
+        yield PlainSessions(transaction, is_async=False)
+
+    @asynccontextmanager
+    async def around_async_activity(self, transaction: AttemptTransaction) -> AsyncIterator[PlainSessions]:
+        """An ``AsyncSession`` of our own for each attempt."""
+        yield PlainSessions(transaction, is_async=True)
