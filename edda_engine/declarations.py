@@ -79,7 +79,7 @@ class Parameters:
         if self._sole_model is None or args or not kwargs or self._sole_model in kwargs:
             return args, kwargs
         text = codec_for(Any).encode(kwargs, owner=owner)
-        return (self._codecs[self._sole_model].decode(text, owner=owner),), {}
+        return (self._codecs[self._sole_model].decode(text, owner=owner, path=f"$.{self._sole_model}"),), {}
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments by parameter name, defaults filled in.

@@ -13,7 +13,7 @@ from edda_engine.core.retrying import RetryPolicy
 class EngineSettings(BaseModel):
     """The settings of one engine; validated once, then fixed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
 
     service_name: str = Field(
         "edda", min_length=1, max_length=100,

@@ -57,11 +57,7 @@ class Database:
 
     def __init__(self, engine: Engine, *, owns_engine: bool = False) -> None:
         self.dialect = engine.dialect.name
-        if self.dialect not in ("postgresql", "sqlite"):
-            raise ConfigurationError(
-                f"edda stores its state in PostgreSQL or SQLite; {self.dialect!r} is not supported."
-                " Give it a database of its own with DATABASE_URL (or db_url=)."
-            )
+        _check_backend(self.dialect)
         if self.dialect == "sqlite" and engine.url.database in (None, "", ":memory:"):
             raise ConfigurationError(
                 "edda cannot use an in-memory SQLite database: each connection would see another one, and a restart"
@@ -160,7 +156,16 @@ def normalized_url(url: str | URL) -> URL:
         ) from error
     if made.drivername in ("postgresql", "postgres"):
         return made.set(drivername="postgresql+psycopg")
+    _check_backend(made.get_backend_name())
     return made
+
+
+def _check_backend(name: str) -> None:
+    if name not in ("postgresql", "sqlite"):
+        raise ConfigurationError(
+            f"edda stores its state in PostgreSQL or SQLite; {name!r} is not supported."
+            " Give it a database of its own with DATABASE_URL (or db_url=)."
+        )
 
 
 def is_outage(error: BaseException) -> bool:
