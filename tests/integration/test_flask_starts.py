@@ -839,6 +839,41 @@ def test_cancel_of_an_unknown_instance_is_an_error_that_names_it(shop: Shop) -> 
             shop.edda.cancel("nobody")
 
 
-def test_cancel_before_anything_was_ever_started_is_an_unknown_instance(shop: Shop) -> None:
-    with shop.app.app_context(), pytest.raises(InstanceNotFoundError, match="'nobody'"):
-        shop.edda.cancel("nobody", session=None)
+def test_cancel_in_the_first_request_of_a_new_database_is_an_unknown_instance(shop: Shop) -> None:
+    @shop.app.delete("/orders")
+    def cancel() -> str:
+        with pytest.raises(InstanceNotFoundError, match="'nobody'"):
+            shop.edda.cancel("nobody")
+        return "refused"
+
+    assert shop.app.test_client().delete("/orders").text == "refused"
+
+
+def test_a_cancel_in_a_rolled_back_savepoint_stops_nothing(shop: Shop) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    @activity
+    def first(ctx: WorkflowContext) -> None:
+        reached.set()
+        go_on.wait(20)
+
+    @activity
+    def second(ctx: WorkflowContext) -> str:
+        return "both steps ran"
+
+    @workflow
+    async def two_steps(ctx: WorkflowContext) -> str:
+        await first(ctx)
+        return await second(ctx)
+
+    shop.edda.start_worker()
+    with shop.app.app_context():
+        instance_id = two_steps.options(session=None).start()
+        reached.wait(20)
+        savepoint = shop.session().begin_nested()
+        shop.edda.cancel(instance_id)
+        savepoint.rollback()
+        shop.session().commit()
+        go_on.set()
+
+    assert shop.edda.result(instance_id, timeout=20) == "both steps ran"
