@@ -1,0 +1,202 @@
+"""``timeout_seconds``: an attempt that is late can never commit, whatever it still does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from edda_engine import WorkflowContext, activity, send_event_transactional, workflow
+from tests.integration.engines import SOON, Gate, Tables, edda, until, write_note, write_note_async
+
+LIMIT = 0.3
+
+
+async def run_with_late_thread(url: str, started: Any, gate: Gate, ended: threading.Event) -> Any:
+    """The result, once the late attempt has gone on and ended too."""
+    async with edda(url) as app:
+        instance_id = await app.start(started)
+        result = await app.result(instance_id, timeout=20)
+        gate.open()
+        await until(ended.is_set)
+        return result
+
+
+@pytest.fixture
+def tables(database_url: str) -> Tables:
+    found = Tables(database_url)
+    found.make_notes()
+    return found
+
+
+def test_a_late_sync_attempt_cannot_commit_what_it_wrote(database_url: str, tables: Tables) -> None:
+    gate, ended = Gate(), threading.Event()
+
+    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    def slow(ctx: WorkflowContext) -> int:
+        try:
+            write_note(ctx, f"attempt {ctx.attempt}")
+            if ctx.attempt == 1:
+                gate.hold()
+            return ctx.attempt
+        finally:
+            if ctx.attempt == 1:
+                ended.set()
+
+    @workflow
+    async def waits(ctx: WorkflowContext) -> int:
+        return await slow(ctx)
+
+    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
+    assert tables.notes() == ["attempt 2"]
+
+
+def test_a_late_sync_attempt_that_tries_again_after_the_refusal_is_refused_again(
+    database_url: str, tables: Tables
+) -> None:
+    gate, ended = Gate(), threading.Event()
+    refusals: list[str] = []
+
+    def insist(ctx: WorkflowContext) -> None:
+        for stubborn in (
+            lambda: write_note(ctx, "too late"),
+            lambda: ctx.session.commit(),
+            lambda: ctx.session.rollback(),
+            lambda: write_note(ctx, "still too late"),
+            lambda: ctx.session.commit(),
+        ):
+            try:
+                stubborn()
+            except BaseException as refused:
+                refusals.append(type(refused).__name__)
+
+    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    def slow(ctx: WorkflowContext) -> int:
+        write_note(ctx, f"attempt {ctx.attempt}")
+        if ctx.attempt == 1:
+            gate.hold()
+            insist(ctx)
+            ended.set()
+        return ctx.attempt
+
+    @workflow
+    async def waits(ctx: WorkflowContext) -> int:
+        return await slow(ctx)
+
+    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
+    assert tables.notes() == ["attempt 2"]
+    assert refusals[0] == "LeaseLostError"
+    assert len(refusals) >= 2
+
+
+def test_a_late_sync_attempt_that_first_writes_when_it_is_late_is_refused(database_url: str, tables: Tables) -> None:
+    gate, ended = Gate(), threading.Event()
+
+    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    def slow(ctx: WorkflowContext) -> int:
+        try:
+            if ctx.attempt == 1:
+                gate.hold()
+            write_note(ctx, f"attempt {ctx.attempt}")
+            return ctx.attempt
+        finally:
+            if ctx.attempt == 1:
+                ended.set()
+
+    @workflow
+    async def waits(ctx: WorkflowContext) -> int:
+        return await slow(ctx)
+
+    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
+    assert tables.notes() == ["attempt 2"]
+
+
+def test_events_of_a_late_attempt_are_not_sent(database_url: str, tables: Tables) -> None:
+    gate, ended = Gate(), threading.Event()
+
+    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    def slow(ctx: WorkflowContext) -> int:
+        send_event_transactional(ctx, "slow.done", "tests", {"attempt": ctx.attempt})
+        if ctx.attempt == 1:
+            gate.hold()
+            ended.set()
+        return ctx.attempt
+
+    @workflow
+    async def waits(ctx: WorkflowContext) -> int:
+        return await slow(ctx)
+
+    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
+    assert [row["data"] for row in tables.rows("SELECT CAST(data AS TEXT) AS data FROM edda_outbox")] == [
+        '{"attempt":2}'
+    ]
+
+
+def test_a_late_attempt_does_not_keep_others_from_writing(database_url: str, tables: Tables) -> None:
+    gate, ended = Gate(), threading.Event()
+
+    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    def slow(ctx: WorkflowContext) -> int:
+        write_note(ctx, f"slow {ctx.attempt}")
+        if ctx.attempt == 1:
+            gate.hold()
+            ended.set()
+        return ctx.attempt
+
+    @activity
+    def quick(ctx: WorkflowContext, number: int) -> None:
+        write_note(ctx, f"quick {number}")
+
+    @workflow
+    async def waits(ctx: WorkflowContext) -> None:
+        await asyncio.gather(slow(ctx), *(quick(ctx, number) for number in range(3)))
+
+    asyncio.run(run_with_late_thread(database_url, waits, gate, ended))
+    assert tables.notes() == ["quick 0", "quick 1", "quick 2", "slow 2"]
+
+
+def test_a_late_async_attempt_is_cancelled_and_rolled_back(database_url: str, tables: Tables) -> None:
+    cancelled: list[int] = []
+
+    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    async def slow(ctx: WorkflowContext) -> int:
+        await write_note_async(ctx, f"attempt {ctx.attempt}")
+        if ctx.attempt == 1:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.append(ctx.attempt)
+                raise
+        return ctx.attempt
+
+    @workflow
+    async def waits(ctx: WorkflowContext) -> int:
+        return await slow(ctx)
+
+    async def main() -> Any:
+        async with edda(database_url) as app:
+            return await app.result(await app.start(waits), timeout=20)
+
+    assert asyncio.run(main()) == 2
+    assert cancelled == [1]
+    assert tables.notes() == ["attempt 2"]
+
+
+def test_an_attempt_within_its_time_is_not_disturbed(database_url: str, tables: Tables) -> None:
+    @activity(timeout_seconds=30)
+    def quick(ctx: WorkflowContext) -> int:
+        write_note(ctx, "once")
+        return ctx.attempt
+
+    @workflow
+    async def calls(ctx: WorkflowContext) -> int:
+        return await quick(ctx)
+
+    async def main() -> Any:
+        async with edda(database_url) as app:
+            return await app.result(await app.start(calls), timeout=20)
+
+    assert asyncio.run(main()) == 1
+    assert tables.notes() == ["once"]
