@@ -334,7 +334,9 @@ def main() -> int:
     parser.add_argument("--database", choices=DATABASES, default="sqlite")
     parser.add_argument("--orders", type=int, default=50, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of orders and troubles (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=55.0, help="seconds before it gives up (default: %(default)s)")
+    parser.add_argument(
+        "--timeout", type=float, default=180.0, help="seconds before it gives up (default: %(default)s)"
+    )
     given = parser.parse_args()
     if given.orders < 5:
         parser.error("--orders must be at least 5, so that there is a middle to kill in")

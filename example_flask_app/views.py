@@ -16,14 +16,15 @@ from example_flask_app.workflows import Line, Placed, fulfil_order
 shop = Blueprint("shop", __name__)
 
 SHOWN_ORDERS = 100
+PRINTABLE = r"^[^\x00-\x1f]+$"  # PostgreSQL stores no NUL
 
 
 class Wish(BaseModel):
     """What a customer sends. The same number sent twice is the same order."""
 
     number: str = Field(default_factory=lambda: secrets.token_hex(4), pattern=r"^[\w.-]{1,64}$")
-    customer: str = Field(min_length=1, max_length=200)
-    card: str = Field("4242", max_length=40)
+    customer: str = Field(min_length=1, max_length=200, pattern=PRINTABLE)
+    card: str = Field("4242", max_length=40, pattern=PRINTABLE)
     lines: list[Line] = Field(min_length=1, max_length=10)
 
 
@@ -40,7 +41,8 @@ def place_order() -> ResponseReturnValue:
     try:
         wish = Wish.model_validate_json(request.get_data())
     except ValidationError as error:
-        return {"error": "This is no order.", "details": error.errors(include_url=False, include_context=False)}, 400
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        return {"error": "This is no order.", "details": details}, 400
     prices = dict(db.session.execute(db.select(Article.sku, Article.price_cents)).all())
     unknown = sorted({line.sku for line in wish.lines} - prices.keys())
     if unknown:

@@ -1,0 +1,260 @@
+"""The example shop, its demo, and the application that the README shows, each as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from sqlalchemy import create_engine
+
+from example_flask_app.audit import Check, Wanted, audit
+from example_flask_app.processes import Shop, payment_service
+from tests.support import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+README_APP = ROOT / "docs" / "examples" / "readme_app.py"
+DEMO = [sys.executable, "-W", "error", "-m", "example_flask_app.demo"]
+
+
+@contextmanager
+def output_of(process: subprocess.Popen[str]) -> Iterator[list[str]]:
+    """The lines a process prints, as they come; the process is gone at the end."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout), daemon=True)
+    reader.start()
+    try:
+        yield lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        reader.join()
+        process.stdout.close()
+
+
+@pytest.fixture
+def shop(database_url: str, tmp_path: Path) -> Iterator[Shop]:
+    """The shop under gunicorn with two workers, and its payment service."""
+    url = database_url.replace("postgresql://", "postgresql+psycopg://")
+    with payment_service(tmp_path, seed=1, slow_seconds=0.5) as payment_url:
+        opened = Shop(tmp_path, database_url=url, payment_url=payment_url, packing_seconds=0.05)
+        try:
+            opened.prepare()
+            opened.start()
+            yield opened
+        finally:
+            opened.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_the_demo_finds_every_row_exactly_once_after_its_kills(kind: str) -> None:
+    done = subprocess.run(
+        [*DEMO, "--database", kind, "--orders", "12", "--timeout", "120"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "killed worker" in done.stdout
+    assert "killed the whole server" in done.stdout
+    assert re.search(r"^orders fulfilled +12 +12 +0 +0  ok$", done.stdout, re.MULTILINE)
+    assert re.search(r"^in all +0 +0$", done.stdout, re.MULTILINE)
+    assert "Everything was done exactly once." in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_leaves_no_process_behind_when_it_is_interrupted(number: signal.Signals) -> None:
+    demo = subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with output_of(demo) as lines:
+        eventually(lambda: any("killed worker" in line for line in lines), timeout=60)
+        children = psutil.Process(demo.pid).children(recursive=True)
+
+        demo.send_signal(number)
+
+        assert demo.wait(timeout=30) == 128 + number
+        assert len(children) >= 3
+        assert eventually(lambda: not any(child.is_running() for child in children))
+
+
+def test_an_order_goes_from_the_page_through_its_workflows_to_fulfilled(shop: Shop) -> None:
+    with httpx.Client(base_url=shop.url, timeout=30) as client:
+        page = client.get("/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert 'data-orders-url="/orders"' in page.text
+        assert 'name="tea"' in page.text
+        for asset in re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text):
+            assert client.get(asset).status_code == 200
+        assert not re.search(r'(?:href|src)="(?:https?:)?//', page.text), "the page must work offline"
+
+        wish = {"number": "one", "customer": "Ada", "lines": [{"sku": "tea", "quantity": 2}]}
+        placed = client.post("/orders", json=wish)
+        assert (placed.status_code, placed.json()["status"], placed.json()["total_cents"]) == (202, "placed", 1780)
+
+        done = eventually(lambda: _if_status(client, "one", "fulfilled"), timeout=30)
+        assert [step["step"] for step in done["steps"]] == [
+            "take_from_shelf:1", "note_reserved:1", "charge:1", "hand_to_delivery:1",
+        ]  # fmt: skip
+        listed = client.get("/orders").json()
+        assert [order["number"] for order in listed["orders"]] == ["one"]
+        assert (listed["counts"], listed["stock"]["tea"]) == ({"fulfilled": 1}, 998)
+
+
+def test_an_order_sent_again_is_placed_once_and_another_one_of_its_number_is_refused(shop: Shop) -> None:
+    wish = {"number": "again", "customer": "Ada", "lines": [{"sku": "mug", "quantity": 1}]}
+    with httpx.Client(base_url=shop.url, timeout=30) as client:
+        statuses = [client.post("/orders", json=wish).status_code for _ in range(3)]
+        other = client.post("/orders", json={**wish, "lines": [{"sku": "mug", "quantity": 2}]})
+
+        assert statuses == [202, 200, 200]
+        assert other.status_code == 409
+        assert eventually(lambda: _if_status(client, "again", "fulfilled"), timeout=30)
+        assert client.get("/orders").json()["stock"]["mug"] == 999
+
+
+def test_a_declined_card_calls_the_order_off_and_gives_its_pieces_back(shop: Shop) -> None:
+    wish = {"number": "poor", "customer": "Bob", "card": "0000", "lines": [{"sku": "honey", "quantity": 3}]}
+    with httpx.Client(base_url=shop.url, timeout=30) as client:
+        client.post("/orders", json=wish)
+
+        done = eventually(lambda: _if_status(client, "poor", "called off"), timeout=30)
+
+        assert done["remark"] == "the card was declined"
+        assert client.get("/orders").json()["stock"]["honey"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"\xff{", "This is no order."),
+        (b"[]", "This is no order."),
+        (b'{"customer": "A"}', "This is no order."),
+        (b'{"customer": "A\\u0000", "lines": [{"sku": "tea", "quantity": 1}]}', "This is no order."),
+        (b'{"customer": "A", "lines": [{"sku": "tea", "quantity": 0}]}', "This is no order."),
+        (b'{"customer": "A", "lines": [{"sku": "gold", "quantity": 1}]}', "There is no article gold"),
+    ],
+)
+def test_the_shop_says_what_is_wrong_with_a_bad_order(
+    body: bytes, says: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from example_flask_app import create_app
+
+    monkeypatch.setattr("example_flask_app.settings.SQLALCHEMY_DATABASE_URI", sqlite_url)
+    app = create_app()
+    app.testing = True
+    assert app.test_cli_runner().invoke(args=["init-shop"]).exit_code == 0
+
+    answer = app.test_client().post("/orders", data=body)
+
+    assert answer.status_code == 400
+    assert answer.json["error"].startswith(says)
+    assert app.test_client().get("/orders/none").status_code == 404
+    with app.app_context():
+        app.extensions["sqlalchemy"].engine.dispose()
+
+
+def test_the_audit_finds_a_duplicate_a_loss_and_a_wrong_stock(sqlite_url: str) -> None:
+    engine = create_engine(sqlite_url)
+    with engine.begin() as conn:
+        for statement in _BOOKS_WITH_MISTAKES.split(";"):
+            conn.exec_driver_sql(statement)
+        checks = audit(conn, [Wanted("a", (("tea", 2),)), Wanted("b", (("tea", 1),))], charges=[])
+    engine.dispose()
+
+    assert {check.title: (check.duplicates, check.lost) for check in checks} == {
+        "orders placed": (0, 0),
+        "orders fulfilled": (0, 1),
+        "payments": (1, 1),
+        "charges by the payment service": (0, 2),
+        "stock movements": (1, 0),
+        "pieces gone from the shelves": (2, 0),
+        "deliveries": (0, 1),
+        "events in the outbox": (1, 2),
+    }
+
+
+def test_a_check_does_not_let_a_duplicate_hide_a_loss() -> None:
+    check = Check("payments", expected=Counter(["a", "b"]), found=Counter(["a", "a"]))
+
+    assert (check.duplicates, check.lost, check.holds) == (1, 1, False)
+
+
+def test_the_readme_shows_the_application_that_is_tested() -> None:
+    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+    assert shown == README_APP.read_text()
+
+
+def test_the_readme_application_runs_through_a_kill_as_it_says(tmp_path: Path) -> None:
+    shutil.copy(README_APP, tmp_path / "shop.py")
+
+    with flask_run(tmp_path) as (process, url):
+        placed = httpx.post(f"{url}/orders/tea", timeout=30)
+        assert placed.status_code == 202
+        assert httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "placed"}
+        eventually(lambda: httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "paid"})
+        process.kill()
+
+    with flask_run(tmp_path) as (_process, url):
+        eventually(lambda: httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "shipped"})
+    shown = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "shop", "edda", "show", placed.json()["instance_id"]],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert re.findall(r"[+] +(\S+:\d+)", shown.stdout) == ["charge:1", "ship:1"]
+
+
+@contextmanager
+def flask_run(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``flask --app shop run`` in *folder*, on a port of its own choice."""
+    command = [sys.executable, "-m", "flask", "--app", "shop", "run", "--port", "0"]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with output_of(process) as lines:
+        found = eventually(lambda: re.search(r"Running on (http://[\d.:]+)", "".join(lines)), timeout=60)
+        yield process, found[1]
+
+
+def _if_status(client: httpx.Client, number: str, status: str) -> dict[str, object] | None:
+    """The order, once it has that status."""
+    found = client.get(f"/orders/{number}").json()
+    return found if found["status"] == status else None
+
+
+# Order b: not fulfilled, no payment, but a's payment twice; a movement too many; stock two pieces short.
+_BOOKS_WITH_MISTAKES = """
+CREATE TABLE shop_order (number TEXT, status TEXT);
+INSERT INTO shop_order VALUES ('a', 'fulfilled'), ('b', 'paid');
+CREATE TABLE shop_payment (order_number TEXT, amount_cents INTEGER, reference TEXT);
+INSERT INTO shop_payment VALUES ('a', 1780, 'p1'), ('a', 1780, 'p2');
+CREATE TABLE shop_stock_movement (order_number TEXT, sku TEXT, quantity INTEGER);
+INSERT INTO shop_stock_movement VALUES ('a', 'tea', -2), ('b', 'tea', -1), ('b', 'tea', -1);
+CREATE TABLE shop_article (sku TEXT, start_quantity INTEGER, quantity INTEGER);
+INSERT INTO shop_article VALUES ('tea', 10, 5), ('mug', 10, 10);
+CREATE TABLE edda_instances (workflow_name TEXT, status TEXT, input TEXT);
+INSERT INTO edda_instances VALUES ('deliver', 'completed', '{"number": "a"}'), ('deliver', 'running', '{"number": "b"}');
+CREATE TABLE edda_outbox (subject TEXT, type TEXT);
+INSERT INTO edda_outbox VALUES ('a', 'order.paid'), ('a', 'order.fulfilled'), ('a', 'order.paid')
+"""
