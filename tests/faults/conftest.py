@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,27 @@ def ledger(database_url: str) -> Ledger:
 @pytest.fixture
 def shop(ledger: Ledger, tmp_path: Path) -> Iterator[Shop]:
     """Its processes are killed at the end of the test."""
-    found = Shop(ledger.url, tmp_path / "shop")
-    yield found
-    found.clean_up()
+    with opened(ledger, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def postgres_ledger(postgres_url: str) -> Ledger:
+    """For what only PostgreSQL can do."""
+    return Ledger(normalized_url(postgres_url).render_as_string(False))
+
+
+@pytest.fixture
+def postgres_shop(postgres_ledger: Ledger, tmp_path: Path) -> Iterator[Shop]:
+    """Its processes are killed at the end of the test."""
+    with opened(postgres_ledger, tmp_path) as found:
+        yield found
+
+
+@contextmanager
+def opened(ledger: Ledger, tmp_path: Path) -> Iterator[Shop]:
+    shop = Shop(ledger.url, tmp_path / "shop")
+    try:
+        yield shop
+    finally:
+        shop.clean_up()

@@ -103,13 +103,16 @@ class Ledger:
         with self._engine.connect() as conn:
             return conn.execute(select(_INSTANCES.locked_by).where(_INSTANCES.instance_id == instance_id)).scalar_one()
 
-    def lease_seconds_left(self, instance_id: str) -> float:
-        """As far as this host's clock can tell."""
+    def lease_expires_at(self, instance_id: str) -> datetime:
         query = select(_INSTANCES.lock_expires_at).where(_INSTANCES.instance_id == instance_id)
         with self._engine.connect() as conn:
             expires_at = conn.execute(query).scalar_one()
         assert expires_at is not None
-        return (expires_at - datetime.now(UTC)).total_seconds()
+        return expires_at
+
+    def lease_seconds_left(self, instance_id: str) -> float:
+        """As far as this host's clock can tell."""
+        return (self.lease_expires_at(instance_id) - datetime.now(UTC)).total_seconds()
 
     def assert_exactly_once(self, instance_ids: Iterable[str]) -> None:
         """Each of these instances completed, and there is every row, event and step of theirs, once, and no other."""

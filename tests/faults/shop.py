@@ -188,24 +188,23 @@ def create_app() -> Flask:
     def home() -> dict[str, int]:
         return {"pid": os.getpid()}
 
-    @app.cli.command("work")
-    @click.option("--place", "wanted", multiple=True, help="KIND:ORDER, or KIND:ORDER:write_first")
-    def work(wanted: tuple[str, ...]) -> None:
-        """Place orders, then run workflows until SIGTERM."""
-        for kind, order, *flags in (one.split(":") for one in wanted):
-            place(kind, int(order), **dict.fromkeys(flags, True))
+    @app.cli.command("place")
+    @click.argument("orders", nargs=-1)
+    def place_all(orders: tuple[str, ...]) -> None:
+        """Place orders, each given as KIND:NUMBER or KIND:NUMBER:write_first, in one transaction."""
+        for kind, number, *flags in (order.split(":") for order in orders):
+            place(kind, int(number), **dict.fromkeys(flags, True))
         db.session.commit()
+
+    @app.cli.command("work")
+    @click.argument("orders", nargs=-1)
+    def work(orders: tuple[str, ...]) -> None:
+        """Place orders, then run workflows until SIGTERM."""
+        place_all.callback(orders)
         edda.run_worker()
 
     if "SHOP_USES_DATABASE_BEFORE_FORK" in os.environ:
         with app.app_context():
             db.session.execute(insert(entries).values(instance_id="none", what="loaded", pid=os.getpid()))
             db.session.commit()
-            edda.find_instances() if "edda_instances" in _table_names() else None
     return app
-
-
-def _table_names() -> list[str]:
-    from sqlalchemy import inspect
-
-    return inspect(db.engine).get_table_names()
