@@ -150,7 +150,9 @@ VALUES: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), VALUES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("annotation", "value"), VALUES, ids=[f"{number}-{str(pair[0])[:40]}" for number, pair in enumerate(VALUES)]
+)
 def test_a_value_comes_back_equal_and_of_the_same_type(annotation: Any, value: Any) -> None:
     codec = codec_for(annotation)
     text, live = codec.round_trip(value, owner="activity 'a'")
@@ -459,3 +461,24 @@ def test_a_generator_inside_an_argument_is_refused_and_not_used_up() -> None:
     with pytest.raises(PayloadError):
         codec_for(Any).encode({"rows": rows}, owner="o")
     assert list(rows) == [1]
+
+
+class Scan(BaseModel):
+    name: str
+    image: bytes
+
+
+@pytest.mark.parametrize(("annotation", "wrap"), [(Scan, lambda scan: scan), (list[Scan], lambda scan: [scan])])
+def test_bytes_that_are_no_text_in_a_field_of_a_model_come_back_or_are_refused_by_that_fields_path(
+    annotation: Any, wrap: Callable[[Scan], Any]
+) -> None:
+    value = wrap(Scan(name="x", image=b"\xff\xd8\xff"))
+    try:
+        _, restored = codec_for(annotation).round_trip(value, owner="o")
+    except PayloadError as error:
+        refused = error
+    else:
+        assert restored == value
+        return
+    assert refused.path.endswith(".image")
+    assert "base64" in refused.problem
