@@ -7,6 +7,7 @@ started again, as systemd would do it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from contextlib import ExitStack
@@ -18,7 +19,6 @@ from example_flask_app.processes import DATABASES, Shop, database, end_on_sigter
 
 LOOK_SECONDS = 0.3
 READY_SECONDS = 30.0
-TOO_SOON_SECONDS = 3.0
 
 
 def serve(kind: str, folder: Path, port: int) -> int:
@@ -30,7 +30,10 @@ def serve(kind: str, folder: Path, port: int) -> int:
         try:
             shop = Shop(folder, database_url=url, payment_url=payment_url, port=port, packing_seconds=1.5)
         except OSError as error:
-            print(f"Port {port} cannot be used ({error.strerror}). Choose another one with --port.", file=sys.stderr)
+            print(
+                f"Port {port} cannot be used ({os.strerror(error.errno or 0)}). Choose another one with --port.",
+                file=sys.stderr,
+            )
             return 1
         stack.callback(shop.close)
         shop.prepare()
@@ -65,15 +68,14 @@ def _is_ready(shop: Shop) -> bool:
 def _keep_up(shop: Shop) -> int:
     """Start the server again whenever it ends; give up on one that cannot stay up."""
     while True:
-        started = time.monotonic()
         while not shop.has_ended:
             time.sleep(LOOK_SECONDS)
-        if time.monotonic() - started < TOO_SOON_SECONDS:
-            print(f"The server ends at once. The end of its log:\n{shop.log_tail()}", file=sys.stderr)
-            return 1
         print("The server has ended; it is started again.", flush=True)
         shop.kill()
         shop.start()
+        if not _is_ready(shop):
+            print(f"The server does not stay up. The end of its log:\n{shop.log_tail()}", file=sys.stderr)
+            return 1
 
 
 def main() -> int:

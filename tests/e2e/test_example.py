@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -93,6 +94,42 @@ def test_the_demo_leaves_no_process_behind_when_it_is_interrupted(number: signal
         assert eventually(lambda: not any(child.is_running() for child in children))
 
 
+def test_serve_prints_its_address_restarts_a_killed_server_and_closes_cleanly_on_ctrl_c(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "example_flask_app.serve", "--port", "0", "--folder", str(tmp_path)]
+    serving = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with output_of(serving) as lines:
+        url = eventually(lambda: re.search(r"The shop is open: (http://\S+)", "".join(lines)), timeout=60)[1]
+        eventually(lambda: "Stop it with Ctrl-C" in "".join(lines))
+        assert httpx.get(url, timeout=30).status_code == 200
+        (master,) = [
+            child
+            for child in psutil.Process(serving.pid).children()
+            if any("gunicorn" in word for word in child.cmdline())
+        ]
+
+        master.kill()
+
+        eventually(lambda: "it is started again" in "".join(lines), timeout=30)
+        assert httpx.get(url, timeout=30).status_code == 200
+        children = psutil.Process(serving.pid).children(recursive=True)
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(timeout=30) == 0
+        assert eventually(lambda: not any(child.is_running() for child in children))
+    assert "Closed. Unfinished orders go on at the next start.\n" in lines
+
+
+def test_serve_says_what_to_do_when_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "example_flask_app.serve", "--port", port, "--folder", str(tmp_path)],
+            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr == f"Port {port} cannot be used (Address already in use). Choose another one with --port.\n"
+
+
 def test_an_order_goes_from_the_page_through_its_workflows_to_fulfilled(shop: Shop) -> None:
     with httpx.Client(base_url=shop.url, timeout=30) as client:
         page = client.get("/")
@@ -107,7 +144,7 @@ def test_an_order_goes_from_the_page_through_its_workflows_to_fulfilled(shop: Sh
         placed = client.post("/orders", json=wish)
         assert (placed.status_code, placed.json()["status"], placed.json()["total_cents"]) == (202, "placed", 1780)
 
-        done = eventually(lambda: _if_status(client, "one", "fulfilled"), timeout=30)
+        done = eventually(lambda: _if_status(client, "one", "fulfilled"), timeout=60)
         assert [step["step"] for step in done["steps"]] == [
             "take_from_shelf:1", "note_reserved:1", "charge:1", "hand_to_delivery:1",
         ]  # fmt: skip
@@ -124,7 +161,7 @@ def test_an_order_sent_again_is_placed_once_and_another_one_of_its_number_is_ref
 
         assert statuses == [202, 200, 200]
         assert other.status_code == 409
-        assert eventually(lambda: _if_status(client, "again", "fulfilled"), timeout=30)
+        assert eventually(lambda: _if_status(client, "again", "fulfilled"), timeout=60)
         assert client.get("/orders").json()["stock"]["mug"] == 999
 
 
@@ -133,7 +170,7 @@ def test_a_declined_card_calls_the_order_off_and_gives_its_pieces_back(shop: Sho
     with httpx.Client(base_url=shop.url, timeout=30) as client:
         client.post("/orders", json=wish)
 
-        done = eventually(lambda: _if_status(client, "poor", "called off"), timeout=30)
+        done = eventually(lambda: _if_status(client, "poor", "called off"), timeout=60)
 
         assert done["remark"] == "the card was declined"
         assert client.get("/orders").json()["stock"]["honey"] == 1000
@@ -208,11 +245,11 @@ def test_the_readme_application_runs_through_a_kill_as_it_says(tmp_path: Path) -
         placed = httpx.post(f"{url}/orders/tea", timeout=30)
         assert placed.status_code == 202
         assert httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "placed"}
-        eventually(lambda: httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "paid"})
+        eventually(lambda: httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "paid"}, timeout=60)
         process.kill()
 
     with flask_run(tmp_path) as (_process, url):
-        eventually(lambda: httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "shipped"})
+        eventually(lambda: httpx.get(f"{url}/orders/1", timeout=30).json() == {"status": "shipped"}, timeout=60)
     shown = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "shop", "edda", "show", placed.json()["instance_id"]],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True,
