@@ -11,7 +11,8 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.engine import RowMapping
@@ -133,7 +134,7 @@ class Client:
                 raise InstanceNotFoundError(instance_id)
             return _instance(row, workers.live_workflows(conn))
 
-        return self._read(look)
+        return self._read(look, without_tables=partial(_refuse_unknown, instance_id))
 
     def find_instances(
         self,
@@ -183,7 +184,7 @@ class Client:
             found = tuple(_instance(row, known) for row in rows[:limit])
             return Page(found, _encode_token(found[-1]) if len(rows) > limit else None)
 
-        return self._read(look)
+        return self._read(look, without_tables=lambda: Page(()))
 
     def history(self, instance_id: str) -> list[HistoryEvent]:
         """The recorded steps of an instance, in order.
@@ -196,7 +197,7 @@ class Client:
                 raise InstanceNotFoundError(instance_id)
             return history.timeline(conn, instance_id)
 
-        return self._read(look)
+        return self._read(look, without_tables=partial(_refuse_unknown, instance_id))
 
     def cancel(self, instance_id: str, reason: str | None = None) -> bool:
         """Cancel an instance in a transaction of its own (see :func:`cancel_with`)."""
@@ -228,7 +229,7 @@ class Client:
         :raises WorkflowFailedError: it failed.
         :raises WorkflowCancelledError: it was cancelled.
         """
-        row = self._read(lambda conn: instances.outcome(conn, instance_id))
+        row = self._read(lambda conn: instances.outcome(conn, instance_id), without_tables=lambda: None)
         if row is None:
             raise InstanceNotFoundError(instance_id)
         match Status(row["status"]):
@@ -245,11 +246,13 @@ class Client:
                     return f"{status}, and blocked: {parse(row['error']).get('message')}"
                 return str(status)
 
-    def _read(self, work: Callable[[Connection], T]) -> T:
+    def _read(self, work: Callable[[Connection], T], *, without_tables: Callable[[], T]) -> T:
         try:
             with self._database.read() as conn:
                 return work(conn)
         except DBAPIError as error:
+            if _says_no_tables(error) and self._settings.auto_migrate:
+                return without_tables()  # they are made with the first start; until then there is nothing
             raise _clear(error) from error
 
     def _write(self, work: Callable[[Connection], T]) -> T:
@@ -274,11 +277,19 @@ def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
     return status is Status.CANCELLED or not status.is_finished
 
 
+def _refuse_unknown(instance_id: str) -> NoReturn:
+    raise InstanceNotFoundError(instance_id)
+
+
+def _says_no_tables(error: DBAPIError) -> bool:
+    return "no such table: edda_" in str(error.orig) or type(error.orig).__name__ == "UndefinedTable"
+
+
 def _clear(error: DBAPIError) -> Exception:
     first_line = str(error.orig).splitlines()[0] if str(error.orig) else type(error.orig).__name__
     if is_outage(error):
         return DatabaseUnavailableError(f"The database did not answer ({first_line}). Nothing was changed; try again.")
-    if "no such table" in first_line or "UndefinedTable" in type(error.orig).__name__:
+    if _says_no_tables(error):
         return DatabaseUnavailableError(
             f"The edda_ tables are not there ({first_line}). They are made when a worker starts, or by `flask edda upgrade`."
         )

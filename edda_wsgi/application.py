@@ -90,15 +90,17 @@ class Application:
             return
         migrate.upgrade(self.database)
         self._has_tables = True
+        if not self.is_running:
+            self.database.close_service()  # a process that only starts and asks needs no second pool
 
     def _ensure_tables_for(self, conn: Connection) -> None:
         """The same for a session that may have written already: on SQLite it is the one writer."""
         if self._has_tables or not self.settings.auto_migrate:
             return
-        if self.database.is_sqlite:
-            migrate.upgrade_within(conn)
-        else:
+        if not self.database.is_sqlite or migrate.check(self.database) is None:
             self.ensure_tables()
+        else:
+            migrate.upgrade_within(conn)
 
     def _find_database(self) -> Database:
         if self._source is None:
@@ -146,7 +148,7 @@ class Application:
             conn = starts.connection_of(session, self.database.engine)
             self._ensure_tables_for(conn)
             insert_instance(conn, new)
-            starts.remember(session, new.instance_id, self.wake)
+            starts.after_commit(session, self.wake, instance_id=new.instance_id)
         return new.instance_id
 
     def cancel(self, instance_id: str, reason: str | None, session: Any) -> bool:
@@ -270,6 +272,8 @@ class Application:
             loop_thread, engine, starting = self._loop_thread, self._engine, self._starting
             self._loop_thread = self._engine = self._starting = None
         if loop_thread is None:
+            if self._database is not None:
+                self._database.close()
             return
         if starting is not None and not starting.done():
             starting.cancel()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from flask import g, has_app_context
@@ -19,26 +20,54 @@ _log = logging.getLogger(__name__)
 _G_NAME = "_edda_unsaved"
 
 
+@dataclass
+class _Change:
+    """One change that a session has to commit, and the savepoint it was made in."""
+
+    callback: Callable[[], None]
+    instance_id: str | None
+    savepoint: SessionTransaction | None
+
+
 class Unsaved:
-    """What one session has started and not committed yet."""
+    """What one session has started or cancelled and not committed yet."""
 
     def __init__(self, session: Session) -> None:
-        self.instance_ids: list[str] = []
-        self.callbacks: list[Callable[[], None]] = []
+        self._changes: list[_Change] = []
         event.listen(session, "after_commit", self._committed)
         event.listen(session, "after_soft_rollback", self._rolled_back)
 
+    @property
+    def instance_ids(self) -> list[str]:
+        """The instances that were started."""
+        return [change.instance_id for change in self._changes if change.instance_id is not None]
+
+    def add(self, session: Session, callback: Callable[[], None], instance_id: str | None) -> None:
+        """Note a change."""
+        self._changes.append(_Change(callback, instance_id, session.get_nested_transaction()))
+
+    def forget(self) -> None:
+        """Drop everything."""
+        self._changes = []
+
     def _committed(self, session: Session) -> None:
-        if session.in_nested_transaction():
-            return  # only a savepoint was released
-        self.instance_ids = []
-        callbacks, self.callbacks = self.callbacks, []
-        for callback in callbacks:
-            callback()
+        released = session.get_nested_transaction()
+        if released is not None:
+            # Only a savepoint was released: what was made in it belongs to the one around it.
+            around = released.parent if released.parent is not None and released.parent.nested else None
+            for change in self._changes:
+                if change.savepoint is released:
+                    change.savepoint = around
+            return
+        saved, self._changes = self._changes, []
+        for change in saved:
+            change.callback()
 
     def _rolled_back(self, _session: Session, previous: SessionTransaction) -> None:
-        if previous.parent is None:
-            self.instance_ids, self.callbacks = [], []
+        if previous.nested:
+            self._changes = [change for change in self._changes if change.savepoint is not previous]
+        elif previous.parent is None:
+            self._changes = []
 
 
 def connection_of(session: Session, engine: Engine) -> Connection:
@@ -49,20 +78,13 @@ def connection_of(session: Session, engine: Engine) -> Connection:
     return session.connection(bind_arguments={"bind": engine})
 
 
-def after_commit(session: Session, callback: Callable[[], None]) -> Unsaved:
-    """Call back once *session* has committed; never if it rolls back."""
+def after_commit(session: Session, callback: Callable[[], None], *, instance_id: str | None = None) -> None:
+    """Call back once *session* has committed; never if it rolls back. *instance_id*: it was started with this."""
     unsaved: Unsaved | None = session.info.get(_G_NAME)
     if unsaved is None:
         unsaved = session.info[_G_NAME] = Unsaved(session)
-    unsaved.callbacks.append(callback)
-    return unsaved
-
-
-def remember(session: Session, instance_id: str, callback: Callable[[], None]) -> None:
-    """Note a start that *session* has to commit; *callback* is called once it has."""
-    unsaved = after_commit(session, callback)
-    unsaved.instance_ids.append(instance_id)
-    if has_app_context():
+    unsaved.add(session, callback, instance_id)
+    if instance_id is not None and has_app_context():
         noted: list[Unsaved] = g.setdefault(_G_NAME, [])
         if unsaved not in noted:
             noted.append(unsaved)
@@ -83,4 +105,4 @@ def warn_of_unsaved(_error: BaseException | None = None) -> None:
                 " after start(), or start with .options(session=None) to commit at once.",
                 instance_id,
             )
-        unsaved.instance_ids = []
+        unsaved.forget()

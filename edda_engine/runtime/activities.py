@@ -172,7 +172,13 @@ class StepWork:
     async def _try_once(self, number: int) -> tuple[attempts.Attempt, attempts.Ending]:
         place, is_async = self._place, self._activity.is_async
         find_engine = place.async_engines.sync_face if is_async else place.database.shared_engine
-        transaction = AttemptTransaction(place.database, find_engine, probe=place.probe, takes_turn=not is_async)
+        transaction = AttemptTransaction(
+            place.database,
+            find_engine,
+            probe=place.probe,
+            takes_turn=not is_async,
+            may_be_late=self._activity.timeout_seconds is not None,
+        )
         attempt = attempts.Attempt(
             self._activity,
             instance_id=self._run.instance_id,

@@ -38,10 +38,16 @@ class AttemptTransaction:
     """The database side of one attempt of one activity."""
 
     def __init__(
-        self, database: Database, find_engine: Callable[[], Engine], *, probe: Probe, takes_turn: bool
+        self,
+        database: Database,
+        find_engine: Callable[[], Engine],
+        *,
+        probe: Probe,
+        takes_turn: bool,
+        may_be_late: bool,
     ) -> None:
         self._database, self._find_engine, self._probe = database, find_engine, probe
-        self._takes_turn = takes_turn
+        self._takes_turn, self._may_be_late = takes_turn, may_be_late
         self._connection: Connection | None = None
         self._give_back: Callable[[], None] = lambda: None
         self._state = _State.OPEN
@@ -146,10 +152,9 @@ class AttemptTransaction:
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
 
     def _remember_backend(self, conn: Connection) -> None:
-        if not self._database.is_sqlite:
-            raw: Any = conn.connection.dbapi_connection
-            backend = getattr(raw, "info", None)
-            self._backend_pid = getattr(backend, "backend_pid", None)
+        # Asked of the server: behind a pooler the driver knows the pooler's number.
+        if self._may_be_late and not self._database.is_sqlite:
+            self._backend_pid = conn.execute(text("SELECT pg_backend_pid()")).scalar()
 
     def _undo_sqlite(self, conn: Connection) -> None:
         raw: Any = conn.connection.dbapi_connection

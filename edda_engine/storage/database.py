@@ -12,9 +12,10 @@ application set them up. Threads of one process queue on a lock of ours, which i
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -134,11 +135,15 @@ class Database:
             self._service = None
         self.engine.dispose(close=False)
 
-    def close(self) -> None:
-        """Close the connections that are ours."""
+    def close_service(self) -> None:
+        """Close the engine's own connections; they are opened again when needed."""
         if self._service is not None:
             self._service.dispose()
             self._service = None
+
+    def close(self) -> None:
+        """Close the connections that are ours."""
+        self.close_service()
         if self._owns_engine:
             self.engine.dispose()
 
@@ -193,6 +198,12 @@ def _nothing() -> None:
     """No turn to give back."""
 
 
+def begin_if_needed(conn: Connection, statement: str = "BEGIN") -> None:
+    """Begin on SQLite, where the driver would only do so before the first change of a row."""
+    if not _in_transaction(conn):
+        conn.exec_driver_sql(statement)
+
+
 def _in_transaction(conn: Connection) -> bool:
     raw: Any = conn.connection.driver_connection  # of aiosqlite too
     return bool(raw.in_transaction)
@@ -209,9 +220,12 @@ def configure_sqlite(engine: Engine) -> None:
         cursor = dbapi_connection.cursor()
         cursor.execute("PRAGMA busy_timeout")
         (milliseconds,) = cursor.fetchone()
-        if milliseconds <= _PYTHON_DEFAULT_BUSY_MS:
-            cursor.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA busy_timeout = 100")
+        with suppress(sqlite3.OperationalError):
+            # Kept in the file; cannot be changed while somebody writes, and then a later connection does it.
+            cursor.execute("PRAGMA journal_mode = WAL")
+        patience = _BUSY_TIMEOUT_MS if milliseconds <= _PYTHON_DEFAULT_BUSY_MS else milliseconds
+        cursor.execute(f"PRAGMA busy_timeout = {patience}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -219,14 +233,12 @@ def configure_sqlite(engine: Engine) -> None:
         if conn.get_execution_options().get(WRITE_OPTION):
             adapted: Any = conn.connection.dbapi_connection
             adapted.isolation_level = None
-            if not _in_transaction(conn):
-                conn.exec_driver_sql("BEGIN IMMEDIATE")
+            begin_if_needed(conn, "BEGIN IMMEDIATE")
 
     @event.listens_for(engine, "savepoint")
     def _begin_before_savepoint(conn: Connection, _name: str) -> None:
         # sqlite3 begins before INSERT and its kin, but not before SAVEPOINT; the outermost RELEASE would commit.
-        if not _in_transaction(conn):
-            conn.exec_driver_sql("BEGIN")
+        begin_if_needed(conn)
 
     @event.listens_for(engine, "checkin")
     def _restore(dbapi_connection: Any, _record: Any) -> None:

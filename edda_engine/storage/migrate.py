@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from edda_engine.errors import NewerVersionError
-from edda_engine.storage.database import Database
+from edda_engine.storage.database import Database, begin_if_needed
 
 HEAD = "0001"
 VERSION_TABLE = "edda_alembic_version"
@@ -44,6 +44,10 @@ def upgrade_within(conn: Connection) -> bool:
     """The same inside a transaction that somebody else commits or rolls back."""
     if conn.dialect.name == "postgresql":
         conn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK_KEY})
+    else:
+        # sqlite3 begins before INSERT, but not before CREATE TABLE; and a transaction that began by reading
+        # could not write after somebody else has.
+        begin_if_needed(conn, "BEGIN IMMEDIATE")
     if _is_current(current_revision(conn)):
         return False
     _run_alembic(conn)
