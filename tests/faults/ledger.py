@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, func, inspect, select
+from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, delete, func, inspect, select
 from sqlalchemy.pool import NullPool
 
 from edda_engine.core.status import Status
@@ -68,6 +68,11 @@ class Ledger:
     def rows(self) -> Counter[tuple[str, str]]:
         with self._engine.connect() as conn:
             return Counter(tuple(row) for row in conn.execute(select(entries.c.instance_id, entries.c.what)))
+
+    def forget(self, instance_id: str) -> None:
+        """Delete the rows of what was never an order."""
+        with self._engine.begin() as conn:
+            conn.execute(delete(entries).where(entries.c.instance_id == instance_id))
 
     def pids(self, what: str) -> set[int]:
         """The processes that have written such rows."""

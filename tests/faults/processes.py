@@ -45,6 +45,11 @@ class Process:
         self._popen.kill()
         self._popen.wait()
 
+    def kill_child(self, pid: int) -> None:
+        """SIGKILL to one worker of this master."""
+        assert pid in self.children()
+        os.kill(pid, signal.SIGKILL)
+
     def kill_group(self) -> None:
         """SIGKILL to it and all that it has started."""
         with contextlib.suppress(ProcessLookupError):
