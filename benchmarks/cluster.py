@@ -54,7 +54,7 @@ class Cluster:
 
     def commit_records(self, wal_from: str, wal_to: str) -> int | None:
         """How many commits the WAL holds between two positions: exact, whoever made them."""
-        command = [
+        command: list[str | Path] = [
             self._server.bin_path / "pg_waldump",
             *("--path", self._files / "pg_wal", "--start", wal_from, "--end", wal_to),
             *("--rmgr", "Transaction", "--stats=record"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -12,6 +13,8 @@ from typing import Any
 
 import psutil
 from cluster import filesystem_of
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 DBOS_VERSION = "3.4.0"
 _DBOS_OTHERWISE = "dbos~=3.4.0"
@@ -71,7 +74,7 @@ def describe_machine() -> dict[str, Any]:
 
 def revision() -> str | None:
     """The commit that is measured, with a plus if the engine differs from it; ``None`` outside a repository."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
+    command = ["git", "-C", str(_ROOT)]
     try:
         head = subprocess.run([*command, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run(
@@ -80,6 +83,20 @@ def revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def source_digest() -> str:
+    """Tells whether the code under test was edited while it was measured."""
+    digest = hashlib.sha256()
+    for package in ("edda_engine", "edda_wsgi"):
+        for file in sorted((_ROOT / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def ours() -> dict[str, str]:
+    """Process environment in which the packages beside this folder are measured, whatever is installed."""
+    return {**os.environ, "PYTHONPATH": str(_ROOT)}
 
 
 def _cpu_model() -> str:

@@ -151,6 +151,8 @@ def markdown(about: dict[str, Any], found: Sequence[Row]) -> str:
         ),
     ]
     errors = sum(row.ours.errors + row.theirs.errors for row in found)
+    if not about["is_of_one_source"]:
+        lines += ["", "**The code under test was edited during this run: the figures are of no one version.**"]
     if errors:
         lines += ["", f"**{errors} errors: these figures do not count.**"]
     return "\n".join(lines) + "\n"

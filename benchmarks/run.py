@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": " ".join(["benchmarks/run.py", *_shown(sys.argv[1:] if argv is None else argv)]),
             "revision": environments.revision(),
+            "source_digest": environments.source_digest(),
             "note": given.note,
             "machine": environments.describe_machine(),
             "postgresql": describe(url),
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         runs = _measure(given, pythons, url, cluster)
         about["load_average_at_end"] = [round(load, 2) for load in os.getloadavg()]
+    about["is_of_one_source"] = environments.source_digest() == about["source_digest"]
+    if not about["is_of_one_source"]:
+        say("The code under test was edited during the run: these figures are of no one version.")
     rows = report.rows(runs)
     text = report.markdown(about, rows)
     print(report.table(rows))
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--reps", type=int, default=5, help="pairs for each line of the table")
     parser.add_argument("--quick", action="store_true", help="one pair, a quarter of the workflows, nothing saved")
     parser.add_argument("--concurrency", default="1,16,64", help="workflows in flight, with commas")
@@ -87,7 +91,8 @@ def _measure(
     given: argparse.Namespace, pythons: dict[str, str], url: str, cluster: Cluster | None
 ) -> list[dict[str, Any]]:
     levels = [int(level) for level in given.concurrency.split(",")]
-    total, runs = given.reps * len(levels) * len(SYSTEMS), []
+    total = given.reps * len(levels) * len(SYSTEMS)
+    runs: list[dict[str, Any]] = []
     for pair in range(given.reps):
         for level in levels:
             for system in SYSTEMS:
@@ -115,7 +120,14 @@ def _one(given: argparse.Namespace, python: str, system: str, level: int, url: s
         *("--db", with_database(url, f"bench_{system}")),
         *(part for pair in given.opt if system == "edda" for part in ("--opt", pair)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_RUN_TIMEOUT_SECONDS, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=_RUN_TIMEOUT_SECONDS,
+        check=False,
+        env=environments.ours() if system == "edda" else None,
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
         raise SystemExit(f"\n{PROGRAMS[system]} ended with status {done.returncode}:\n{done.stderr[-3000:]}")
