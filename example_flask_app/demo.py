@@ -319,7 +319,7 @@ def run_demo(kind: str, *, orders: int, seed: int, timeout: float) -> int:
                 "time": f"{took:.1f} s",
                 "steps recorded": str(watch.steps()),
                 "workflows interrupted": f"{demo.interrupted}, by SIGKILL to one worker and to the whole server",
-                "requests sent again": f"{customers.sent_again}, cut off by the kills",
+                "requests sent again": f"{customers.sent_again}, cut off by the kills or unanswered for 5 s",
                 "payment requests": f"{books['requests']}: {manners}",
             },
         )
