@@ -57,7 +57,7 @@ class Application:
         self._source = source
         self._probe = probe
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._pid = self._made_by_pid = os.getpid()
         self._database: Database | None = None
         self._shares_session = False
         self._has_tables = False
@@ -119,6 +119,8 @@ class Application:
             )
             return Database.from_url(url)
         self._shares_session = True
+        if os.getpid() != self._made_by_pid:
+            engine.dispose(close=False)  # whatever the application opened before the fork is the parent's
         return Database(engine)
 
     def _default_url(self) -> str:

@@ -8,6 +8,7 @@ by the pid. When the process exits, leases are handed back.
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread  # noqa: F401  registers its own end of process first
 import logging
 import os
 import signal
@@ -104,6 +105,10 @@ def _is_flask_run() -> bool:
     return not has_reloader or os.environ.get("WERKZEUG_RUN_MAIN") == "true"
 
 
-@atexit.register
 def _at_exit() -> None:
     stop_all(_AT_EXIT_SECONDS)
+
+
+# Thread pools refuse work before ordinary atexit functions are called; this runs before they do (last registered,
+# first called). Python has no public name for it, so without it the siblings have to notice that we are gone.
+getattr(threading, "_register_atexit", atexit.register)(_at_exit)
