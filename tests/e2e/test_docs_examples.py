@@ -89,6 +89,29 @@ def test_every_marker_that_a_page_names_is_in_its_file() -> None:
     assert missing == []
 
 
+def test_every_setting_error_and_command_has_its_entry_in_the_reference() -> None:
+    from edda_engine import errors
+    from edda_wsgi.cli import edda_commands
+    from edda_wsgi.settings import FlaskSettings
+
+    settings, told_errors, cli = (
+        (DOCS / "reference" / f"{page}.md").read_text() for page in ("settings", "errors", "cli")
+    )
+    classes = [name for name, found in vars(errors).items() if isinstance(found, type) and name in errors.__doc__]
+
+    assert [name for name in FlaskSettings.model_fields if f"| `{name.upper()}` |" not in settings] == []
+    assert [name for name in classes if f"\n`{name}`\n: " not in told_errors] == []
+    assert [name for name in edda_commands.commands if f"\n## {name}\n" not in cli] == []
+    assert len(classes) == 23
+
+
+def test_every_decision_is_indexed() -> None:
+    index = (DOCS / "decisions" / "index.md").read_text()
+    pages = [path.stem for path in (DOCS / "decisions").glob("[0-9]*.md")]
+    assert len(pages) >= 8
+    assert [name for name in pages if f"\n{name}\n" not in index] == []
+
+
 def test_quick_start_fulfils_an_order_placed_over_http(load: Load, sqlite_url: str) -> None:
     shop = load("shop")
     app = shop.create_app({"TESTING": True, "SQLALCHEMY_DATABASE_URI": sqlite_url, "PACKING_SECONDS": 0})
