@@ -76,7 +76,8 @@ class EddaApp:
             return
         engine = Engine(self._database, self.settings, hooks=self._hooks, application=self, probe=self._probe)
         try:
-            await asyncio.wait_for(engine.start(), timeout)
+            async with asyncio.timeout(timeout):
+                await engine.start()
         except TimeoutError as error:
             await engine.stop(0)
             raise DatabaseUnavailableError(
@@ -174,7 +175,8 @@ class EddaApp:
                 if left <= 0:
                     raise ResultTimeoutError(instance_id, timeout or 0.0, found)
                 try:
-                    await asyncio.wait_for(ended.wait(), left)
+                    async with asyncio.timeout(left):
+                        await ended.wait()
                 except TimeoutError:
                     pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 ended.clear()

@@ -6,6 +6,7 @@ Polling is the safety net: whatever a wake-up misses is found a second later.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from sqlalchemy import Connection
@@ -60,10 +61,10 @@ class Claimer:
             self._is_full = room <= 0
             if not self._is_full and await self._claim(executor, room) == room:
                 continue
-            try:
-                await asyncio.wait_for(self._woken.wait(), self._poll_interval)
-            except TimeoutError:
-                continue
+            # Not wait_for(): before Python 3.12 it may swallow a cancellation.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_interval):
+                    await self._woken.wait()
 
     async def _claim(self, executor: Executor, limit: int) -> int:
         names = workflows.names()
