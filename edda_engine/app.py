@@ -171,6 +171,8 @@ class EddaApp:
                 found = await self._in_thread(lambda: self._client.outcome(instance_id))
                 if isinstance(found, Ended):
                     return found.value
+                if self._running().is_running_here(instance_id):
+                    pause = _LONGEST_PAUSE_SECONDS  # its end is announced; looking is only the safety net
                 left = pause if deadline is None else min(pause, deadline - loop.time())
                 if left <= 0:
                     raise ResultTimeoutError(instance_id, timeout or 0.0, found)

@@ -213,6 +213,8 @@ class Application:
                 found = client.outcome(instance_id)
                 if isinstance(found, Ended):
                     return found.value
+                if self._engine is not None and self._engine.is_running_here(instance_id):
+                    pause = _LONGEST_PAUSE_SECONDS  # its end is announced; looking is only the safety net
                 left = pause if deadline is None else min(pause, deadline - time.monotonic())
                 if left <= 0:
                     raise ResultTimeoutError(instance_id, timeout or 0.0, found)

@@ -130,6 +130,10 @@ class Engine:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(self._claimer.wake)
 
+    def is_running_here(self, instance_id: str) -> bool:
+        """Whether this worker has the instance under way, and so will announce its end; safe from any thread."""
+        return instance_id in self.executor.held
+
     def ask_to_stop(self, instance_id: str) -> None:
         """Tell a run of this worker, if there is one, that its instance was cancelled; safe from any thread."""
         if self._loop is not None and not self._stopped:
