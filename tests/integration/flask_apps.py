@@ -145,7 +145,6 @@ class Shop:
     def close(self) -> None:
         """Stop the engine of this process and close all connections."""
         self.edda.shutdown(timeout=5)
-        self.app.extensions["edda"].database.close()
         with self.app.app_context():
             self.engine.dispose()
 

@@ -421,10 +421,7 @@ def test_shutdown_of_a_process_that_only_started_closes_its_connections(postgres
         edda.shutdown()
         db.engine.dispose()
 
-    try:
-        assert eventually(lambda: connections_to(postgres_url) == 0, timeout=3)
-    finally:
-        app.extensions["edda"].database.close()
+    assert eventually(lambda: connections_to(postgres_url) == 0, timeout=3)
 
 
 def test_a_worker_started_after_a_shutdown_goes_on(shop: Shop) -> None:
