@@ -271,10 +271,10 @@ def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
     :returns: False if it has ended already.
     :raises InstanceNotFoundError: there is none of that id.
     """
-    status = instances.request_cancel(conn, instance_id, reason)
-    if status is None:
+    done = instances.request_cancel(conn, instance_id, reason)
+    if done is None:
         raise InstanceNotFoundError(instance_id)
-    return status is Status.CANCELLED or not status.is_finished
+    return done
 
 
 def _refuse_unknown(instance_id: str) -> NoReturn:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from edda_engine.context import SyncWorkflowContext, WorkflowContext
+from edda_engine.core.codec import check_size
 from edda_engine.core.ports import NewInstance, current_place
 from edda_engine.declarations import Declaration, Registry, source_of
 from edda_engine.errors import ConfigurationError, InvalidInputError, PayloadError, UsageError
@@ -108,18 +109,14 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
             owner = f"workflow {self.name!r}"
             arguments = self.parameters.bind(*self.parameters.as_called(args, kwargs, owner=owner))
             input_json = self.parameters.round_trip(arguments, owner=owner)
+            check_size(input_json, max_payload_bytes, owner=owner)
         except TypeError as error:
             raise InvalidInputError(self.name, str(error), signature=signature) from error
         except PayloadError as error:
-            problem = f"the argument at {error.path} {error.problem}"
-            raise InvalidInputError(self.name, problem, signature=signature) from error
-        if len(input_json.encode()) > max_payload_bytes:
-            raise InvalidInputError(
-                self.name,
-                f"its input takes {len(input_json.encode())} bytes of JSON, more than MAX_PAYLOAD_BYTES = {max_payload_bytes}"
-                " (store large data elsewhere and pass a reference, or raise the setting)",
-                signature=signature,
+            problem = (
+                f"its input {error.problem}" if error.path == "$" else f"the argument at {error.path} {error.problem}"
             )
+            raise InvalidInputError(self.name, problem, signature=signature) from error
         return NewInstance(
             instance_id=_checked_id(options.instance_id) if options.instance_id is not None else uuid.uuid4().hex,
             workflow_name=self.name,

@@ -97,6 +97,18 @@ class Codec:
         return text, restored
 
 
+def check_size(text: str, limit: int, *, owner: str) -> None:
+    """Refuse giants, measured in bytes of UTF-8.
+
+    :raises PayloadError: *text* takes more than *limit* bytes.
+    """
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > limit:
+        raise PayloadError(
+            owner, "$", f"takes {size} bytes of JSON, more than MAX_PAYLOAD_BYTES = {limit}; keep it elsewhere"
+        )
+
+
 @lru_cache(maxsize=4096)
 def _cached_codec(annotation: Any) -> Codec:
     return Codec(annotation)

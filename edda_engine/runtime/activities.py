@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from sqlalchemy.exc import DBAPIError
 
 from edda_engine.activity import Activity
+from edda_engine.core.codec import check_size
 from edda_engine.core.events import EventType, Recorded, StepKey, event_json
 from edda_engine.core.failures import as_replayed, describe, encode_error
 from edda_engine.core.ports import OutboxEvent
@@ -121,9 +122,7 @@ class StepWork:
         self._args, self._kwargs = activity.parameters.as_called(args, kwargs, owner=owner)
         arguments = activity.parameters.bind(self._args, self._kwargs)
         self._input_json = activity.parameters.encode(arguments, owner=owner)
-        if len(self._input_json) > workplace.max_payload_bytes:
-            problem = f"takes {len(self._input_json)} bytes of JSON, more than MAX_PAYLOAD_BYTES = {workplace.max_payload_bytes}"
-            raise PayloadError(owner, "$", f"(its arguments) {problem}")
+        check_size(self._input_json, workplace.max_payload_bytes, owner=f"the arguments of {owner}")
         self._state = run.retry_states.pop(key.activity_id, RetryState())
         self._began = time.monotonic() - self._state.elapsed_seconds
 

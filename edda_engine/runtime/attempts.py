@@ -19,8 +19,9 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from edda_engine.activity import Activity
 from edda_engine.context import ActivityContext
+from edda_engine.core.codec import check_size
 from edda_engine.core.ports import NewInstance, OutboxEvent, current_place
-from edda_engine.errors import LeaseLostError, PayloadError, UsageError
+from edda_engine.errors import LeaseLostError, UsageError
 from edda_engine.runtime.environment import Environment, Sessions
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction
@@ -110,6 +111,9 @@ class Attempt:
 
     def buffer_outbox(self, event: OutboxEvent) -> None:
         """Keep the event until the step is written."""
+        if event.data_json is not None:
+            owner = f"event {event.type!r} sent by activity {self.activity_id!r}"
+            check_size(event.data_json, self._max_payload_bytes, owner=owner)
         self.outbox.append(event)
 
     def start(self, new: NewInstance) -> None:
@@ -197,12 +201,7 @@ class Attempt:
     def _conclude(self, sessions: Sessions, value: Any, make_step: Callable[[str], Step]) -> Ending:
         owner = f"activity {self.activity.name!r} ({self.activity_id})"
         result_json, restored = self.activity.parameters.result.round_trip(value, owner=owner)
-        if len(result_json) > self._max_payload_bytes:
-            raise PayloadError(
-                owner,
-                "$",
-                f"takes {len(result_json)} bytes of JSON, more than MAX_PAYLOAD_BYTES = {self._max_payload_bytes}",
-            )
+        check_size(result_json, self._max_payload_bytes, owner=owner)
         sessions.settle()
         for new in self._starts:
             insert_instance(self.transaction.connection(), new)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import DBAPIError
 
+from edda_engine.core.codec import check_size
 from edda_engine.core.events import Recorded
 from edda_engine.core.failures import as_replayed, encode_error
 from edda_engine.core.status import Status
@@ -232,11 +233,7 @@ class Executor:
             owner = f"result of workflow {run.workflow_name!r} ({run.instance_id})"
             try:
                 output_json, _ = run.workflow.parameters.result.round_trip(value, owner=owner)
-                if len(output_json) > self._workplace.max_payload_bytes:
-                    limit = self._workplace.max_payload_bytes
-                    raise PayloadError(
-                        owner, "$", f"takes {len(output_json)} bytes, more than MAX_PAYLOAD_BYTES = {limit}"
-                    )
+                check_size(output_json, self._workplace.max_payload_bytes, owner=owner)
                 return End(run.holder, Status.COMPLETED, output_json, had_retries=run.had_retries)
             except PayloadError as unstorable:
                 error = unstorable

@@ -186,24 +186,21 @@ def release_strays(conn: Connection, *, worker_id: str, held: Collection[str]) -
     )
 
 
-def request_cancel(conn: Connection, instance_id: str, reason: str | None) -> Status | None:
+def request_cancel(conn: Connection, instance_id: str, reason: str | None) -> bool | None:
     """Cancel an instance nobody works on at once; ask the worker of a running one to stop.
 
-    :returns: The status afterwards: ``cancelled``, or ``running`` when it was asked to stop, or the final
-        status it has already; ``None`` if there is no such instance.
+    :returns: True if it is cancelled by this, or asked to stop; False if it had ended; ``None`` if there is none.
     """
     row = conn.execute(select(_C.status, _C.locked_by).where(_C.instance_id == instance_id).with_for_update()).first()
     if row is None:
         return None
-    status = Status(row.status)
-    if status.is_finished:
-        return status
+    if Status(row.status).is_finished:
+        return False
     values: dict[str, Any] = {"cancel_requested_at": clock(), "cancel_reason": reason, "updated_at": clock()}
     if row.locked_by is None:
-        status = Status.CANCELLED
-        values |= {"status": status, "wake_at": None, "completed_at": clock(), "error": None}
+        values |= {"status": Status.CANCELLED, "wake_at": None, "completed_at": clock(), "error": None}
     conn.execute(update(instances).where(_C.instance_id == instance_id).values(**values))
-    return status
+    return True
 
 
 def take_up_again(conn: Connection, instance_id: str) -> bool:
