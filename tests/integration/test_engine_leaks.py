@@ -1,0 +1,83 @@
+"""Thousands of activities leave nothing behind: no connection, no thread, no task."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from edda_engine import SyncWorkflowContext, WorkflowContext, activity, workflow
+from tests.integration.engines import Tables, edda, until, write_note, write_note_async
+
+# Two thousand stand for ten thousand: what leaks once in an activity has leaked two thousand times by then.
+INSTANCES, ROUNDS = 50, 10
+
+
+def test_two_thousand_activities_leak_no_connection_no_thread_and_no_task(database_url: str) -> None:
+    tables = Tables(database_url)
+    tables.make_notes()
+
+    @activity
+    def writes(ctx: WorkflowContext) -> None:
+        write_note(ctx, "sync")
+
+    @activity
+    async def writes_async(ctx: WorkflowContext) -> None:
+        await write_note_async(ctx, "async")
+
+    @activity
+    def thinks(ctx: WorkflowContext) -> int:
+        return 1
+
+    @activity
+    async def thinks_async(ctx: WorkflowContext) -> int:
+        return 1
+
+    @workflow
+    async def busy(ctx: WorkflowContext) -> None:
+        for _ in range(ROUNDS):
+            await asyncio.gather(writes(ctx), writes_async(ctx), thinks(ctx), thinks_async(ctx))
+
+    @workflow
+    def busy_plainly(ctx: SyncWorkflowContext) -> None:
+        for _ in range(ROUNDS):
+            writes(ctx)
+            writes_async(ctx)
+            thinks(ctx)
+            thinks_async(ctx)
+
+    async def main() -> None:
+        async with edda(database_url, threads=4) as app:
+            engine = app._engine
+            assert engine is not None
+            ids = [await app.start(busy if number % 2 else busy_plainly) for number in range(INSTANCES)]
+            for each in ids:
+                await app.result(each, timeout=60)
+            await until(lambda: not engine.executor.held)
+            assert app._database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+            made = engine._async_engines._made
+            assert made is not None
+            assert made.pool.checkedout() == 0  # type: ignore[attr-defined]
+            named = [thread.name for thread in threading.enumerate() if thread.name.startswith("edda-")]
+            assert len([name for name in named if name.startswith("edda-activity")]) <= 4
+            assert len(named) <= 4 + 3  # and the committer, the service thread and the sign of life
+            assert len(asyncio.all_tasks()) <= 1 + 3  # this one, and the engine's services
+
+    asyncio.run(main())
+    assert tables.value("SELECT count(*) FROM notes") == 2 * INSTANCES * ROUNDS
+    assert tables.value("SELECT count(*) FROM edda_history") == 4 * INSTANCES * ROUNDS
+
+
+def test_a_stopped_application_leaves_no_thread_and_no_connection(database_url: str) -> None:
+    @workflow
+    async def quick(ctx: WorkflowContext) -> None: ...
+
+    async def main() -> None:
+        async with edda(database_url) as app:
+            await app.result(await app.start(quick), timeout=20)
+        await until(lambda: not [each.name for each in threading.enumerate() if each.name.startswith("edda-")])
+        assert app._database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+    tables = Tables(database_url)
+    if not tables.is_sqlite:
+        assert tables.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == 1
