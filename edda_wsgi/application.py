@@ -86,12 +86,16 @@ class Application:
 
     def ensure_tables(self) -> None:
         """Create or upgrade the tables, once in each process, unless AUTO_MIGRATE forbids it."""
-        if self._has_tables or not self.settings.auto_migrate:
+        if not self.settings.auto_migrate:
             return
-        migrate.upgrade(self.database)
-        self._has_tables = True
-        if not self.is_running:
-            self.database.close_service()  # a process that only starts and asks needs no second pool
+        database = self.database
+        with self._lock:
+            if self._has_tables:
+                return
+            migrate.upgrade(database)
+            self._has_tables = True
+            if self._starting is None:
+                database.close_service()  # a process that only starts and asks needs no second pool
 
     def _ensure_tables_for(self, conn: Connection) -> None:
         """The same for a session that may have written already: on SQLite it is the one writer."""

@@ -237,6 +237,9 @@ def _located(owner: str, path: str, value: Any, error: Exception, above: tuple[i
                     owner, path, f"has a key with a lone surrogate ({key!r}), which JSON has no form for"
                 )
     for step, child in _children(value):
+        if isinstance(value, BaseModel) and isinstance(child, bytes) and not _is_text(child):
+            cure = 'model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
+            return PayloadError(owner, path + step, f"is bytes that are no text; give {type(value).__name__} {cure}")
         try:
             to_json(child, inf_nan_mode="strings", bytes_mode="base64")
         except (PydanticSerializationError, ValueError, RecursionError) as inner:
@@ -246,6 +249,14 @@ def _located(owner: str, path: str, value: Any, error: Exception, above: tuple[i
     if isinstance(value, str) and not _is_unicode(value):
         return PayloadError(owner, path, "is a string with a lone surrogate, which JSON has no form for")
     return PayloadError(owner, path, f"is a {type(value).__qualname__}, which has no JSON form ({error})")
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_unicode(text: str) -> bool:

@@ -18,40 +18,34 @@ _KNOWN_TYPES = frozenset(EventType)
 
 
 class Branch:
-    """One line of calls in a body, numbered by itself so that timing elsewhere does not matter."""
+    """One line of calls in a body, numbered by itself so that timing elsewhere does not matter.
 
-    __slots__ = ("_children", "_counts", "_parent", "_path", "_position")
+    Its *path* is ``""`` for the body itself, ``"1"`` for the first branch it creates, ``"1/2"`` for the second
+    branch of that one.
+    """
 
-    def __init__(self, parent: Branch | None = None) -> None:
-        self._parent = parent
-        self._path: str | None = None if parent else ""
+    __slots__ = ("_children", "_counts", "_position", "path")
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
         self._counts: dict[str, int] = {}
         self._position = 0
         self._children = 0
 
-    @property
-    def path(self) -> str:
-        """``""`` for the body itself, ``"1"`` for its first branch, ``"1/2"`` for a branch of that one.
-
-        Given at the first call made in the branch, so that branches without calls take no number.
-        """
-        if self._path is None:
-            assert self._parent is not None
-            above = self._parent.path
-            self._parent._children += 1
-            self._path = f"{above}/{self._parent._children}" if above else str(self._parent._children)
-        return self._path
+    def child(self) -> Branch:
+        """A new branch of this one. The code decides in which order a branch creates others, so that numbers it."""
+        self._children += 1
+        return Branch(f"{self.path}/{self._children}" if self.path else str(self._children))
 
     def take(self, function_name: str, manual_id: str | None = None) -> StepKey:
         """Number the next call."""
-        path = self.path
         self._position += 1
         if manual_id is not None:
-            return StepKey(manual_id, path, self._position)
+            return StepKey(manual_id, self.path, self._position)
         count = self._counts.get(function_name, 0) + 1
         self._counts[function_name] = count
         local = f"{function_name}:{count}"
-        return StepKey(f"{path}/{local}" if path else local, path, self._position)
+        return StepKey(f"{self.path}/{local}" if self.path else local, self.path, self._position)
 
     def derive(self, purpose: str) -> str:
         """Number a value that is derived, not recorded; it takes no position."""

@@ -11,6 +11,7 @@ from typing import Any
 from edda_engine.hooks import HooksBase, WorkflowHooks
 from edda_engine.retry import DEFAULT_RETRY
 from edda_engine.runtime.activities import Workplace
+from edda_engine.runtime.branches import install_task_factory
 from edda_engine.runtime.claimer import Claimer
 from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
@@ -112,6 +113,7 @@ class Engine:
         A database that is down is waited for: nothing has to be restarted when it comes back.
         """
         self._loop = asyncio.get_running_loop()
+        install_task_factory(self._loop)
         await self._prepare_database()
         self.committer.start()
         await self._liveness.start()

@@ -15,7 +15,6 @@ import itertools
 import logging
 import uuid
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -29,6 +28,7 @@ from edda_engine.core.ports import current_place
 from edda_engine.core.replay import Branch, Replay
 from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Suspended
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
+from edda_engine.runtime.branches import begin_line, current_line
 from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet, wait_in_greenlet
 from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, Pauses
 from edda_engine.storage.commit import Holder, LeaseLost, Outcome, Step, Unit
@@ -69,9 +69,6 @@ class Past:
     steps: tuple[Recorded, ...] = ()
     last_seq: int = 0
     retry_states: dict[str, RetryState] | None = None
-
-
-_branch_and_task: ContextVar[tuple[Branch, asyncio.Task[Any]]] = ContextVar("edda_branch")
 
 
 class Run:
@@ -190,12 +187,9 @@ class Run:
         """Run branches of a plain ``def`` body side by side, each in a greenlet and a task of its own."""
         self._refuse_if_sealed()
 
-        async def together() -> list[Any]:
-            return await asyncio.gather(
-                *(run_in_greenlet(branch) for branch in branches), return_exceptions=return_exceptions
-            )
-
-        found: list[Any] = wait_in_greenlet(together())
+        line = current_line()
+        tasks = [line.fork().create_task(run_in_greenlet(branch)) for branch in branches]
+        found: list[Any] = wait_in_greenlet(asyncio.gather(*tasks, return_exceptions=return_exceptions))
         return found
 
     def now(self) -> datetime:
@@ -279,9 +273,7 @@ class Run:
 
     async def _run_body(self) -> Any:
         current_place.set(self)
-        task = asyncio.current_task()
-        assert task is not None
-        _branch_and_task.set((Branch(), task))
+        begin_line(self._tasks)
         with self._workplace.environment.around_body():
             owner = f"input of workflow {self.workflow_name!r}"
             args, kwargs = self.workflow.parameters.decode(parse(self.lease.input_json), owner=owner)
@@ -303,16 +295,7 @@ class Run:
         return wait_in_greenlet(coroutine) if is_in_greenlet() else coroutine
 
     def _branch(self) -> Branch:
-        branch, owner = _branch_and_task.get()
-        task = asyncio.current_task()
-        assert task is not None
-        if task is owner:
-            return branch
-        child = Branch(branch)
-        _branch_and_task.set((child, task))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return child
+        return current_line().branch
 
     def _ask(self, key: StepKey, name: str) -> Recorded | None:
         try:

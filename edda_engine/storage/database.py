@@ -68,6 +68,7 @@ class Database:
         self._owns_engine = owns_engine
         self._pid = os.getpid()
         self._turn = WriteTurn()
+        self._making = threading.Lock()
         self._service: Engine | None = None
         if self.dialect == "sqlite":
             configure_sqlite(engine)
@@ -99,11 +100,12 @@ class Database:
         """The engine's own small pool; made on first use in this process."""
         if self._pid != os.getpid():
             self.after_fork()
-        if self._service is None:
-            self._service = create_engine(self.engine.url, pool=self.engine.pool.recreate())
-            if self.is_sqlite:
-                configure_sqlite(self._service)
-        return self._service
+        with self._making:
+            if self._service is None:
+                self._service = create_engine(self.engine.url, pool=self.engine.pool.recreate())
+                if self.is_sqlite:
+                    configure_sqlite(self._service)
+            return self._service
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -130,6 +132,7 @@ class Database:
         """Forget connections and locks of the parent process without touching them."""
         self._pid = os.getpid()
         self._turn = WriteTurn()
+        self._making = threading.Lock()
         if self._service is not None:
             self._service.dispose(close=False)
             self._service = None
@@ -137,9 +140,10 @@ class Database:
 
     def close_service(self) -> None:
         """Close the engine's own connections; they are opened again when needed."""
-        if self._service is not None:
-            self._service.dispose()
-            self._service = None
+        with self._making:
+            found, self._service = self._service, None
+        if found is not None:
+            found.dispose()
 
     def close(self) -> None:
         """Close the connections that are ours."""

@@ -229,7 +229,7 @@ def test_ctx_gather_nests_and_numbers_by_path(database_url: str) -> None:
     ]
 
 
-def test_a_branch_without_calls_of_its_own_takes_no_number(database_url: str) -> None:
+def test_branches_of_a_branch_without_calls_of_its_own_are_numbered_within_it(database_url: str) -> None:
     @workflow
     def nested(ctx: SyncWorkflowContext) -> list[list[int]]:
         def limb(number: int) -> list[int]:
@@ -239,7 +239,7 @@ def test_a_branch_without_calls_of_its_own_takes_no_number(database_url: str) ->
 
     result, ids = asyncio.run(run_once(database_url, nested))
     assert result == [[1, 2], [11, 12]]
-    assert sorted(ids) == ["1/add_sync:1", "2/add_sync:1", "3/add_sync:1", "4/add_sync:1"]
+    assert sorted(ids) == ["1/1/add_sync:1", "1/2/add_sync:1", "2/1/add_sync:1", "2/2/add_sync:1"]
 
 
 def test_ctx_gather_returns_errors_in_their_place_when_asked_to(database_url: str) -> None:

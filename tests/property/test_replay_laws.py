@@ -137,7 +137,7 @@ class Task:
             if isinstance(part, Gather):
                 self.children = len(part.branches)
                 for inner in part.branches:
-                    self.simulation.ready.append(Task(self.simulation, inner, Branch(self.branch), self))
+                    self.simulation.ready.append(Task(self.simulation, inner, self.branch.child(), self))
                 if part.branches:
                     yield
                 continue

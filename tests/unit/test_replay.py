@@ -41,38 +41,32 @@ def test_a_manual_id_takes_a_position_and_no_number() -> None:
 def test_calls_in_a_branch_are_numbered_within_it() -> None:
     body = Branch()
     body.take("reserve")
-    first, second = Branch(body), Branch(body)
+    first, second = body.child(), body.child()
     assert first.take("reserve") == StepKey("1/reserve:1", "1", 1)
     assert second.take("reserve") == StepKey("2/reserve:1", "2", 1)
     assert first.take("reserve") == StepKey("1/reserve:2", "1", 2)
     assert body.take("reserve") == StepKey("reserve:2", "", 2)
 
 
-def test_branches_are_numbered_in_the_order_of_their_first_call() -> None:
+def test_branches_are_numbered_in_the_order_of_their_creation_whichever_calls_first() -> None:
     body = Branch()
-    made_first, made_second = Branch(body), Branch(body)
-    assert made_second.take("a").branch == "1"
-    assert made_first.take("a").branch == "2"
-
-
-def test_a_branch_without_calls_takes_no_number() -> None:
-    body = Branch()
-    _silent, speaking = Branch(body), Branch(body)
-    assert speaking.take("a").branch == "1"
+    made_first, made_second = body.child(), body.child()
+    assert made_second.take("a").branch == "2"
+    assert made_first.take("a").branch == "1"
 
 
 def test_nested_branches_are_numbered_by_path() -> None:
     body = Branch()
-    outer = Branch(body)
-    inner, other_inner = Branch(outer), Branch(outer)
+    outer = body.child()
+    inner, other_inner = outer.child(), outer.child()
     assert inner.take("a") == StepKey("1/1/a:1", "1/1", 1)
     assert other_inner.take("a") == StepKey("1/2/a:1", "1/2", 1)
     assert outer.take("a") == StepKey("1/a:1", "1", 1)
-    assert Branch(inner).take("a") == StepKey("1/1/1/a:1", "1/1/1", 1)
+    assert inner.child().take("a") == StepKey("1/1/1/a:1", "1/1/1", 1)
 
 
 def test_a_manual_id_in_a_branch_is_taken_as_it_is() -> None:
-    assert Branch(Branch()).take("a", "mine") == StepKey("mine", "1", 1)
+    assert Branch().child().take("a", "mine") == StepKey("mine", "1", 1)
 
 
 def test_derived_values_take_no_position_and_have_numbers_of_their_own() -> None:
@@ -83,7 +77,7 @@ def test_derived_values_take_no_position_and_have_numbers_of_their_own() -> None
 
 def test_derived_values_of_different_branches_differ() -> None:
     body = Branch()
-    assert len({Branch(body).derive("uuid4"), Branch(body).derive("uuid4"), body.derive("uuid4")}) == 3
+    assert len({body.child().derive("uuid4"), body.child().derive("uuid4"), body.derive("uuid4")}) == 3
 
 
 # Answering.
@@ -136,7 +130,7 @@ def test_branches_of_several_steps_replay_whatever_their_timing_was() -> None:
         step("2/ship:1", 2, branch="2"),
     ]
     replay, body = replay_of(*recorded), Branch()
-    one, two = Branch(body), Branch(body)
+    one, two = body.child(), body.child()
     keys = [one.take("pay"), two.take("pay"), two.take("ship"), one.take("ship")]
     answers = [replay.ask(key, key.activity_id.split("/")[1].split(":")[0]) for key in keys]
     assert [answer and answer.activity_id for answer in answers] == ["1/pay:1", "2/pay:1", "2/ship:1", "1/ship:1"]
@@ -222,14 +216,14 @@ def test_an_activity_moved_behind_the_end_of_history_is_refused_naming_both_plac
 def test_an_activity_moved_into_a_branch_is_refused_naming_the_branch() -> None:
     replay = replay_of(step("mine", 1, name="send"))
     with pytest.raises(NonDeterminismError) as caught:
-        replay.ask(Branch(Branch()).take("send", "mine"), "send")
+        replay.ask(Branch().child().take("send", "mine"), "send")
     assert (caught.value.recorded, caught.value.asked) == ("'send' (mine) as step 1", "it as step 1 of branch 1")
 
 
 def test_a_branch_that_swapped_its_steps_is_refused_though_the_other_branch_is_right() -> None:
     recorded = [step(f"{path}/{name}:1", place, branch=path) for path in "12" for place, name in ((1, "a"), (2, "b"))]
     replay, body = replay_of(*recorded), Branch()
-    right, wrong = Branch(body), Branch(body)
+    right, wrong = body.child(), body.child()
     assert replay.ask(right.take("a"), "a") == recorded[0]
     with pytest.raises(NonDeterminismError) as caught:
         replay.ask(wrong.take("b"), "b")

@@ -1,0 +1,102 @@
+"""Which branch of a body is calling: each task that a body creates is a branch, numbered when it is created.
+
+How it thinks. Within one branch the code alone decides in which order it creates tasks, so counting them at their
+creation gives the same numbers on replay, whatever the timing was. asyncio does not tell who created a task; a task
+factory on the loop does. Tasks that only carry out a call of ours are no branches: they make no calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from edda_engine.core.replay import Branch
+
+_OUR_CODE = str(Path(__file__).parent)
+
+
+class Line:
+    """One branch of one body, and the task that is on it."""
+
+    __slots__ = ("branch", "owner", "tasks")
+
+    def __init__(self, branch: Branch, tasks: set[asyncio.Task[Any]]) -> None:
+        self.branch = branch
+        self.tasks = tasks
+        self.owner: asyncio.Task[Any] | None = None
+
+    def fork(self) -> Line:
+        """A new branch of this one."""
+        return Line(self.branch.child(), self.tasks)
+
+    def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine on this line."""
+        context = contextvars.copy_context()
+        context.run(_line.set, self)
+        task = asyncio.get_running_loop().create_task(coroutine, context=context)
+        self._note(task)
+        return task
+
+    def _note(self, task: asyncio.Task[Any]) -> None:
+        self.owner = self.owner or task
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+_line: ContextVar[Line | None] = ContextVar("edda_line", default=None)
+
+
+def begin_line(tasks: set[asyncio.Task[Any]]) -> None:
+    """The current task is a body; *tasks* collects those that it creates."""
+    line = Line(Branch(), tasks)
+    line.owner = asyncio.current_task()
+    _line.set(line)
+
+
+def current_line() -> Line:
+    """The line of the calling task."""
+    line = _line.get()
+    assert line is not None
+    task = asyncio.current_task()
+    line.owner = line.owner or task
+    if line.owner is not task:
+        # A task that was given a context of its own making: a branch by its first call.
+        line = line.fork()
+        line.owner = task
+        _line.set(line)
+    return line
+
+
+def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
+    """Let the tasks that bodies create on this loop be branches; other tasks are made as before."""
+    before = loop.get_task_factory()
+    if getattr(before, "is_of_edda", False):
+        return
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        if before is not None:
+            return before(loop, coroutine, **options)
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        around = _line.get()
+        if around is None or options.get("context") is not None or _is_ours(coroutine):
+            return make(loop, coroutine, **options)
+        line = around.fork()
+        context = contextvars.copy_context()
+        context.run(_line.set, line)
+        task = make(loop, coroutine, **options, context=context)
+        line._note(task)
+        return task
+
+    factory.is_of_edda = True  # type: ignore[attr-defined]
+    loop.set_task_factory(factory)
+
+
+def _is_ours(coroutine: Any) -> bool:
+    code = getattr(coroutine, "cr_code", None)
+    return code is not None and code.co_filename.startswith(_OUR_CODE)
