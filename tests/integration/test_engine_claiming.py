@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edda_engine import UsageError, WorkflowContext, activity, workflow
+from edda_engine import EddaApp, UsageError, WorkflowContext, activity, workflow
 from edda_engine.core.status import Status
 from tests.integration.engines import Gate, Tables, edda, until
 
@@ -164,8 +164,6 @@ def test_instances_of_an_unknown_workflow_starve_nobody_and_are_shown_and_logged
 
 
 def test_a_worker_claims_only_instances_of_its_own_service(database_url: str) -> None:
-    from edda_engine import EddaApp
-
     @workflow
     async def told(ctx: WorkflowContext) -> str:
         return ctx.worker_id
