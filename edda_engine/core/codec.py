@@ -97,16 +97,15 @@ class Codec:
         return text, restored
 
 
-def check_size(text: str, limit: int, *, owner: str) -> None:
-    """Refuse giants, measured in bytes of UTF-8.
+def check_size(payload: str | bytes, limit: int, *, owner: str) -> None:
+    """Refuse giants, measured in bytes; text counts as UTF-8.
 
-    :raises PayloadError: *text* takes more than *limit* bytes.
+    :raises PayloadError: *payload* takes more than *limit* bytes.
     """
-    size = len(text) if text.isascii() else len(text.encode())
+    size = len(payload.encode()) if isinstance(payload, str) and not payload.isascii() else len(payload)
     if size > limit:
-        raise PayloadError(
-            owner, "$", f"takes {size} bytes of JSON, more than MAX_PAYLOAD_BYTES = {limit}; keep it elsewhere"
-        )
+        unit = "bytes of JSON" if isinstance(payload, str) else "bytes"
+        raise PayloadError(owner, "$", f"takes {size} {unit}, more than MAX_PAYLOAD_BYTES = {limit}; keep it elsewhere")
 
 
 @lru_cache(maxsize=4096)

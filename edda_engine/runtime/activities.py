@@ -37,7 +37,7 @@ from edda_engine.hooks import WorkflowHooks
 from edda_engine.runtime import attempts
 from edda_engine.runtime.environment import Environment
 from edda_engine.runtime.probes import Probe
-from edda_engine.runtime.transactions import AttemptTransaction
+from edda_engine.runtime.transactions import AttemptTransaction, refused_by_database
 from edda_engine.storage.async_engine import AsyncEngines
 from edda_engine.storage.commit import AlreadyRecorded, Holder, LeaseLost, Outcome, Step, Unit
 from edda_engine.storage.commit import Attempt as AttemptUnit
@@ -325,14 +325,7 @@ class StepWork:
         return errors if len(errors) <= MAX_RECORDED_ERRORS else (*errors[:10], *errors[-(MAX_RECORDED_ERRORS - 10) :])
 
     def _unstorable(self, refused: DBAPIError) -> PayloadError:
-        first_line = str(refused.orig).splitlines()[0]
-        error = PayloadError(
-            f"activity {self._activity.name!r} ({self._key.activity_id})",
-            "$",
-            f"was refused by the database: {first_line}",
-        )
-        error.__cause__ = refused
-        return error
+        return refused_by_database(f"activity {self._activity.name!r} ({self._key.activity_id})", refused)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._began

@@ -111,9 +111,8 @@ class Attempt:
 
     def buffer_outbox(self, event: OutboxEvent) -> None:
         """Keep the event until the step is written."""
-        if event.data_json is not None:
-            owner = f"event {event.type!r} sent by activity {self.activity_id!r}"
-            check_size(event.data_json, self._max_payload_bytes, owner=owner)
+        owner = f"event {event.type!r} sent by activity {self.activity_id!r}"
+        check_size(event.data_json or event.data_binary or b"", self._max_payload_bytes, owner=owner)
         self.outbox.append(event)
 
     def start(self, new: NewInstance) -> None:

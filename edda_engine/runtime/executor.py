@@ -31,6 +31,7 @@ from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
 from edda_engine.runtime.run import Past, Run
 from edda_engine.runtime.service import ServiceThread
+from edda_engine.runtime.transactions import refused_by_database
 from edda_engine.storage import history, instances
 from edda_engine.storage.commit import AlreadyRecorded, Block, End, LeaseLost, Outcome, Unit, Wait
 from edda_engine.storage.database import is_outage
@@ -218,7 +219,7 @@ class Executor:
                 self._let_go(run)
                 return
             owner = f"workflow {run.workflow_name!r} ({run.instance_id})"
-            failure = PayloadError(owner, "$", f"was refused by the database: {str(refused.orig).splitlines()[0]}")
+            failure = refused_by_database(owner, refused)
             await self._end(run, End(run.holder, Status.FAILED, None, encode_error(failure), run.had_retries), failure)
 
     def _unfinished(self, run: Run) -> NonDeterminismError | None:

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from edda_engine.errors import LeaseLostError
+from edda_engine.errors import LeaseLostError, PayloadError
 from edda_engine.runtime.probes import Probe
 from edda_engine.storage.commit import Outcome, Saved, Step, commit_step
 from edda_engine.storage.database import WRITE_OPTION, Database, is_outage
@@ -101,7 +101,7 @@ class AttemptTransaction:
         conn = self._connection
         assert conn is not None
         try:
-            outcome = commit_step(conn, step)
+            outcome = self._write(conn, step)
             if isinstance(outcome, Saved):
                 self._probe("step.before_commit")
                 conn.get_transaction().commit()  # type: ignore[union-attr]
@@ -112,6 +112,15 @@ class AttemptTransaction:
             raise
         finally:
             self._close()
+
+    def _write(self, conn: Connection, step: Step) -> Outcome:
+        """The row itself being refused is the fault of its values: to run the activity again could not help."""
+        try:
+            return commit_step(conn, step)
+        except DBAPIError as error:
+            if is_outage(error):
+                raise
+            raise refused_by_database(f"step {step.key.activity_id!r}", error) from None
 
     def abandon(self) -> None:
         """Roll back and return the connection."""
@@ -182,6 +191,11 @@ class AttemptTransaction:
                     conn.close()
         finally:
             self._give_back()
+
+
+def refused_by_database(owner: str, refused: DBAPIError) -> PayloadError:
+    """What to say of a row that cannot be stored, without the statement: that holds what was refused."""
+    return PayloadError(owner, "$", f"was refused by the database: {str(refused.orig).splitlines()[0]}")
 
 
 def _only_rollback(action: int, first: str | None, *_: Any) -> int:
