@@ -49,6 +49,36 @@ def test_a_higher_priority_is_claimed_first_then_the_longest_waiting(database_ur
     assert order == ["high", "high too", "first", "second", "low"]
 
 
+@pytest.mark.parametrize("max_running", [1, 3])
+def test_a_worker_never_holds_more_instances_than_max_running(database_url: str, max_running: int) -> None:
+    gate = Gate()
+
+    @activity
+    async def wait_here(ctx: WorkflowContext) -> None:
+        await gate.hold_async()
+
+    @workflow
+    async def occupies(ctx: WorkflowContext) -> None:
+        await wait_here(ctx)
+
+    async def main() -> int:
+        tables = Tables(database_url)
+        locked = "SELECT count(*) FROM edda_instances WHERE locked_by IS NOT NULL"
+        async with edda(database_url):
+            ids = [await occupies.options(delay=3600).start() for _ in range(12)]
+        tables.execute("UPDATE edda_instances SET wake_at = '2001-01-01 00:00:00.000'")
+        async with edda(database_url, max_running=max_running) as app:
+            await gate.is_reached()
+            await until(lambda: tables.value(locked) >= max_running)
+            held = tables.value(locked)
+            gate.open()
+            for each in ids:
+                await app.result(each, timeout=20)
+            return int(held)
+
+    assert asyncio.run(main()) == max_running
+
+
 def test_a_delayed_start_is_not_claimed_before_its_time(database_url: str) -> None:
     @workflow
     async def later(ctx: WorkflowContext) -> None: ...
