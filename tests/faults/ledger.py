@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, delete, func, inspect, select
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from edda_engine.core.status import Status
@@ -38,6 +39,8 @@ STEPS = {
 }
 _INSTANCES, _HISTORY, _OUTBOX, _WORKERS = schema.instances.c, schema.history.c, schema.outbox.c, schema.workers.c
 
+_LOCK_ALL = "SELECT 1 FROM edda_instances FOR UPDATE NOWAIT"
+
 
 class Ledger:
     """Reads with connections that are closed at once, so that no test process keeps a killed one's lock."""
@@ -50,6 +53,17 @@ class Ledger:
     @property
     def is_sqlite(self) -> bool:
         return self._engine.dialect.name == "sqlite"
+
+    def can_be_written(self) -> bool:
+        """Whether nobody holds a lock that would keep a worker from claiming."""
+        arguments = {"timeout": 0.2} if self.is_sqlite else {}
+        engine = create_engine(self.url, poolclass=NullPool, connect_args=arguments)
+        try:
+            with engine.connect() as conn:
+                conn.exec_driver_sql("BEGIN IMMEDIATE" if self.is_sqlite else _LOCK_ALL)
+        except OperationalError:
+            return False
+        return True
 
     def statuses(self) -> dict[str, str]:
         """Of every instance there is."""

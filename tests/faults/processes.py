@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.faults.ledger import Ledger
 from tests.support import eventually
 
 _ROOT = Path(__file__).parents[2]
@@ -137,6 +138,24 @@ class Shop:
         file = self._folder / "runs"
         lines = file.read_text().splitlines() if file.exists() else []
         return [(line.split()[1], int(line.split()[2])) for line in lines if line.split()[0] == what]
+
+    def wait_until_stopped(self, process: Process, ledger: Ledger) -> None:
+        """Until it has stopped itself, and without a lock by which another thread of it would keep everybody out."""
+
+        def look() -> bool:
+            if not process.is_stopped():
+                return False
+            if ledger.can_be_written():
+                return True
+            process.resume()
+            return False
+
+        eventually(look, timeout=30.0, pause=0.05)
+
+    def wake(self, process: Process) -> None:
+        """Let a stopped process go on."""
+        (self._folder / "awake").touch()
+        process.resume()
 
     def open_gate(self) -> None:
         (self._folder / "gate").touch()

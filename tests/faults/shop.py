@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from typing import Any
 import click
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import create_engine, insert
-from sqlalchemy.pool import NullPool
+from sqlalchemy import insert
 
 from edda_engine.runtime.probes import POINTS
 from edda_wsgi import (
@@ -47,29 +45,15 @@ def probe(point: str) -> None:
     if point == _POINT and next(_passings) == int(_PASSING):
         if _ACTION == "kill":
             os._exit(9)
-        stop_without_locks()
+        stop()
 
 
-def stop_without_locks() -> None:
-    """Stop this process when no other thread of it is in the middle of a write: nobody could take over from it."""
-    engine = create_engine(os.environ["SHOP_DATABASE_URL"], poolclass=NullPool)
-    sys.setswitchinterval(100)  # no other thread of Python's may come between the look and the stop
-    with engine.connect() as conn:
-        if engine.dialect.name == "sqlite":
-            conn.exec_driver_sql("BEGIN IMMEDIATE")
-            conn.commit()
-        else:
-            # Looks without locking: a renewal that waited for a lock of ours would get it once we are stopped.
-            while conn.exec_driver_sql(_WRITES_TO_INSTANCES).scalar():
-                take(0.001)
+def stop() -> None:
+    """Stop this process until the test resumes it for good; between, other threads may end what they are writing."""
+    while not (folder() / "awake").exists():
         os.kill(os.getpid(), signal.SIGSTOP)
-    sys.setswitchinterval(0.005)
+        take(0.02)
 
-
-_WRITES_TO_INSTANCES = (
-    "SELECT count(*) FROM pg_locks WHERE relation = 'edda_instances'::regclass"
-    " AND mode IN ('RowShareLock', 'RowExclusiveLock')"
-)
 
 db = SQLAlchemy()
 edda = EddaFlask(db=db, probe=probe)

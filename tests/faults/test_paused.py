@@ -6,7 +6,6 @@ import pytest
 
 from tests.faults.ledger import Ledger
 from tests.faults.processes import Shop, wait_for
-from tests.support import eventually
 
 SHORT_LEASE = {"lock_timeout_seconds": 1, "poll_interval_seconds": 0.2}
 
@@ -14,15 +13,10 @@ SHORT_LEASE = {"lock_timeout_seconds": 1, "poll_interval_seconds": 0.2}
 # session, its second one writes.
 PAUSES = [
     "claim.after_commit 1",
-    "body.started 1",
-    "activity.started 1",
     "activity.returned 1",
     "step.before_commit 1",
-    "step.after_commit 1",
     "activity.started 2",
-    "step.after_commit 2",
     "attempt.before_commit 1",
-    "attempt.after_commit 1",
     "end.before_commit 1",
 ]
 
@@ -32,13 +26,13 @@ def test_a_process_that_wakes_after_another_has_finished_its_work_changes_nothin
     where: str, ledger: Ledger, shop: Shop
 ) -> None:
     zombie = shop.work("fulfil:1", probe=f"{where} stop", **SHORT_LEASE)
-    eventually(zombie.is_stopped, timeout=30)
+    shop.wait_until_stopped(zombie, ledger)
     sibling = shop.work(**SHORT_LEASE)
     wait_for(sibling, lambda: ledger.have_completed(["fulfil-1"]))
     sibling.terminate()
     assert sibling.wait() == 0
 
-    zombie.resume()
+    shop.wake(zombie)
     shop.place("fulfil_plainly:2")
 
     wait_for(zombie, lambda: ledger.finished() == 2)
@@ -53,11 +47,11 @@ def test_what_a_paused_activity_has_written_is_refused_when_it_wakes(
     # On PostgreSQL it can be stopped with its rows written and not committed. On SQLite that keeps all others out.
     ledger, shop = postgres_ledger, postgres_shop
     zombie = shop.work("fulfil:1", probe="activity.returned 2 stop", **SHORT_LEASE)
-    eventually(zombie.is_stopped, timeout=30)
+    shop.wait_until_stopped(zombie, ledger)
     sibling = shop.work(**SHORT_LEASE)
     wait_for(sibling, lambda: ledger.have_completed(["fulfil-1"]))
 
-    zombie.resume()
+    shop.wake(zombie)
     zombie.terminate()
 
     assert zombie.wait() == 0
@@ -68,12 +62,12 @@ def test_what_a_paused_activity_has_written_is_refused_when_it_wakes(
 
 def test_an_activity_that_wakes_late_runs_to_its_end_and_commits_nothing(ledger: Ledger, shop: Shop) -> None:
     zombie = shop.work("held:1", probe="activity.started 2 stop", **SHORT_LEASE)
-    eventually(zombie.is_stopped, timeout=30)
+    shop.wait_until_stopped(zombie, ledger)
     shop.open_gate()
     sibling = shop.work(**SHORT_LEASE)
     wait_for(sibling, lambda: ledger.have_completed(["held-1"]))
 
-    zombie.resume()
+    shop.wake(zombie)
     wait_for(zombie, lambda: zombie.pid in {pid for _, pid in shop.runs("hold")})
     zombie.terminate()
 
