@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from edda_engine.core.codec import Codec, codec_for, hints_of
+from edda_engine.core.codec import Codec, codec_for, hints_of, parse
 from edda_engine.errors import ConfigurationError, DuplicateNameError, PayloadError, UnknownWorkflowError
 
 D = TypeVar("D", bound="Declaration")
@@ -91,6 +91,14 @@ class Parameters:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
+
+    def as_recorded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments as history holds them, or ``None`` if they cannot be told."""
+        try:
+            args, kwargs = self.as_called(args, kwargs, owner="")
+            return parse(self.encode(self.bind(args, kwargs), owner=""))
+        except (TypeError, PayloadError):
+            return None
 
     def encode(self, arguments: Mapping[str, Any], *, owner: str) -> str:
         """The arguments as one JSON object.

@@ -220,7 +220,7 @@ def workflow(function: Any = None, /, **options: Any) -> Any:
     """Declare a workflow: ``@workflow``, or ``@workflow(lock_timeout_seconds=..., event_handler=..., name=...)``.
 
     :param lock_timeout_seconds: For all instances of this workflow; ``start()`` may override it.
-    :param event_handler: A CloudEvent whose type is this workflow's name may start it.
+    :param event_handler: Recorded for the event endpoint of a later release; has no effect yet.
     :param name: The name in the database, instead of the function's.
     :raises DuplicateNameError: another function has this name.
     """

@@ -201,10 +201,10 @@ class Application:
     def result(self, instance_id: str, timeout: float | None) -> Any:
         """Wait for an instance to end; see :meth:`edda_wsgi.EddaFlask.result`."""
         place = current_place.get()
-        if place is not None and (place.is_body or place.is_async):
+        if place is not None and (place.is_body or place.is_async or timeout is None):
             raise UsageError(
-                "result() would block the event loop here. In a workflow run the other one inline, with"
-                " `await other_workflow(ctx, ...)`; or wait for it in a plain def activity."
+                "result() would wait here for work that may need this very thread. In a workflow run the other one inline,"
+                " with `await other_workflow(ctx, ...)`; in a plain def activity at most look, with a timeout."
             )
         if starts.is_unsaved(instance_id):
             raise StartNotCommittedError(instance_id)
@@ -231,7 +231,8 @@ class Application:
     @property
     def is_running(self) -> bool:
         """Whether an engine was started in this very process."""
-        return self._engine is not None and self._pid == os.getpid()
+        alive = self._loop_thread is not None and self._loop_thread.is_alive
+        return alive and self._engine is not None and self._pid == os.getpid()
 
     @property
     def worker_id(self) -> str | None:
@@ -242,8 +243,11 @@ class Application:
         """Start the engine on its loop thread, once in each process; the future is done when it claims."""
         self._after_fork()
         with self._lock:
-            if self._starting is not None:
+            if self._starting is not None and self._loop_thread is not None and self._loop_thread.is_alive:
                 return self._starting
+            if self._starting is not None:
+                _log.error("The engine's loop thread has ended unexpectedly; a new one is started")
+                self._loop_thread = self._engine = self._starting = None
             _refuse_gevent()
             import_modules(self.settings.workflows)
             hooks = load_hooks(self.settings.hooks)

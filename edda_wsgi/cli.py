@@ -283,6 +283,8 @@ def _remark(found: Instance) -> str:
         return "no live worker knows this workflow"
     if found.status is Status.FAILED:
         return _short_text(found.error_summary or "")
+    if found.status is Status.RUNNING and found.locked_by is None:
+        return "waits for a worker"
     if found.cancel_requested_at and not found.status.is_finished:
         return "asked to stop"
     if found.status is Status.WAITING_FOR_TIMER and found.wake_at:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from edda_engine.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -18,6 +21,7 @@ class LoopThread:
 
     def __init__(self, name: str = "edda-loop") -> None:
         self._loop = asyncio.new_event_loop()
+        self._stopping = False
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -44,6 +48,7 @@ class LoopThread:
 
     def stop(self) -> None:
         """Stop the loop; from its own thread, without waiting for its end."""
+        self._stopping = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join()
@@ -52,7 +57,12 @@ class LoopThread:
         asyncio.set_event_loop(self._loop)
         self._loop.call_soon(self._started.set)
         try:
-            self._loop.run_forever()
+            while not self._stopping:
+                try:
+                    self._loop.run_forever()
+                except (SystemExit, KeyboardInterrupt) as error:
+                    # Some task raised it; asyncio stops the loop for that, and everybody else's work with it.
+                    _log.error("A task on the event loop raised %r; the loop goes on", error)
         finally:
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()

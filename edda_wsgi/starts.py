@@ -34,21 +34,34 @@ class Unsaved:
 
     def __init__(self, session: Session) -> None:
         self._changes: list[_Change] = []
+        self._lost: list[str] = []
         event.listen(session, "after_commit", self._committed)
         event.listen(session, "after_soft_rollback", self._rolled_back)
+        event.listen(session, "after_transaction_end", self._ended)
 
     @property
     def instance_ids(self) -> list[str]:
         """The instances that were started."""
         return [change.instance_id for change in self._changes if change.instance_id is not None]
 
+    @property
+    def lost_ids(self) -> list[str]:
+        """The instances that will never be: uncommitted, or closed without commit."""
+        return self._lost + self.instance_ids
+
     def add(self, session: Session, callback: Callable[[], None], instance_id: str | None) -> None:
         """Note a change."""
         self._changes.append(_Change(callback, instance_id, session.get_nested_transaction()))
 
+    def _ended(self, _session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            # Neither committed nor rolled back, but closed: that it was started is remembered for the warning only.
+            self._lost += self.instance_ids
+            self._changes = []
+
     def forget(self) -> None:
         """Drop everything."""
-        self._changes = []
+        self._changes, self._lost = [], []
 
     def _committed(self, session: Session) -> None:
         released = session.get_nested_transaction()
@@ -99,7 +112,7 @@ def is_unsaved(instance_id: str) -> bool:
 def warn_of_unsaved(_error: BaseException | None = None) -> None:
     """When an app context ends: name what was started in it and never committed."""
     for unsaved in g.pop(_G_NAME, []):
-        for instance_id in unsaved.instance_ids:
+        for instance_id in unsaved.lost_ids:
             _log.warning(
                 "Instance %s was started in a session that ended without commit: it never was. Call db.session.commit()"
                 " after start(), or start with .options(session=None) to commit at once.",

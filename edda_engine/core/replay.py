@@ -9,7 +9,8 @@ Places may be empty although later ones are filled: the steps of a gather finish
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from edda_engine.core.events import FORMAT, EventType, Recorded, StepKey
 from edda_engine.errors import NewerVersionError, NonDeterminismError, UsageError
@@ -62,6 +63,7 @@ class Replay:
         self._by_id: dict[str, Recorded] = {}
         self._by_place: dict[tuple[str, int], Recorded] = {}
         self._asked: set[str] = set()
+        self._exchanged: list[Recorded] = []
         for event in recorded:
             if event.format > FORMAT or event.event_type not in _KNOWN_TYPES:
                 raise NewerVersionError(
@@ -78,9 +80,13 @@ class Replay:
         """True while there are recorded answers that the body has not asked for yet."""
         return self._unanswered > 0
 
-    def ask(self, key: StepKey, function_name: str) -> Recorded | None:
+    def ask(self, key: StepKey, function_name: str, arguments: Callable[[], Any] | None = None) -> Recorded | None:
         """The recorded outcome of this call, or ``None``: do it.
 
+        Arguments may change with the code, so other ones alone are no mismatch. But when those that a step was
+        recorded with turn up at another call, two calls have changed places.
+
+        :param arguments: Tells what the call is made with, as JSON values; asked only while there is a past.
         :raises NonDeterminismError: history has another step at this place, or this step at another place.
         :raises UsageError: the id was asked for before in this run.
         """
@@ -102,9 +108,30 @@ class Replay:
                 recorded=f"{_describe(same)} as step {same.position}{_in_branch(same.branch)}",
                 asked=f"it as step {key.position}{_in_branch(key.branch)}",
             )
+        if arguments is not None:
+            self._compare(key, function_name, here, arguments())
         if here is not None:
             self._unanswered -= 1
         return here
+
+    def _compare(self, key: StepKey, function_name: str, here: Recorded | None, asked_with: Any) -> None:
+        if here is not None and here.event_data.get("input") == asked_with:
+            return
+        others = (*self._exchanged, *(event for event in self._by_id.values() if event.activity_id not in self._asked))
+        for event in others if asked_with else ():
+            is_same_call = event.name == function_name and event.branch == key.branch
+            if (
+                is_same_call
+                and event.event_data.get("input") == asked_with
+                and (here is not None or event in self._exchanged)
+            ):
+                raise self._mismatch(
+                    key,
+                    recorded=f"these arguments at {_describe(event)}, step {event.position}",
+                    asked=f"{function_name!r} with them as step {key.position}: the calls have changed places",
+                )
+        if here is not None:
+            self._exchanged.append(here)
 
     def finish(self) -> None:
         """Check that the body asked for everything that is recorded, now that it has ended.

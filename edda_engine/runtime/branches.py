@@ -37,7 +37,7 @@ class Line:
         """Run a coroutine on this line."""
         context = contextvars.copy_context()
         context.run(_line.set, self)
-        task = asyncio.get_running_loop().create_task(coroutine, context=context)
+        task = asyncio.get_running_loop().create_task(guarded(coroutine), context=context)
         self._note(task)
         return task
 
@@ -45,6 +45,14 @@ class Line:
         self.owner = self.owner or task
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+
+async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Await user code; what would end the event loop, and every other instance with it, becomes an error."""
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise RuntimeError(f"A workflow's code raised {type(error).__name__}({error})") from error
 
 
 _line: ContextVar[Line | None] = ContextVar("edda_line", default=None)
@@ -89,7 +97,9 @@ def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
         line = around.fork()
         context = contextvars.copy_context()
         context.run(_line.set, line)
-        task = make(loop, coroutine, **options, context=context)
+        task = make(loop, guarded(coroutine), **options, context=context)
+        # Closed once more: a task that is cancelled before its first step never comes to await it.
+        task.add_done_callback(lambda _: coroutine.close())
         line._note(task)
         return task
 

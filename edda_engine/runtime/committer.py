@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.storage.commit import Outcome, Unit, commit_units
-from edda_engine.storage.database import Database, is_outage
+from edda_engine.storage.database import Database, may_be_repeated
 
 _log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Committer:
         try:
             return list(self._write_together(units))
         except DBAPIError as error:
-            if is_outage(error) or len(units) == 1:
+            if may_be_repeated(error) or len(units) == 1:
                 return [error] * len(units)
         return [self._write_alone(unit) for unit in units]
 
@@ -109,7 +109,7 @@ class Committer:
                     self._probe("batch.before_commit")
                 self._probe("batch.after_commit")
             except Exception as error:
-                if not is_outage(error) or self._stopping.is_set():
+                if not may_be_repeated(error) or self._stopping.is_set():
                     raise
                 if attempt == 0:
                     _log.warning(

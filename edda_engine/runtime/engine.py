@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -118,10 +119,10 @@ class Engine:
         self.committer.start()
         await self._liveness.start()
         await self._recovery.register()
-        self._claiming = asyncio.create_task(self._claimer.work(self.executor), name="edda:claimer")
+        self._claiming = _keep_running("claimer", lambda: self._claimer.work(self.executor))
         self._services = [
-            asyncio.create_task(self._leases.work(self.executor), name="edda:leases"),
-            asyncio.create_task(self._recovery.work(), name="edda:recovery"),
+            _keep_running("leases", lambda: self._leases.work(self.executor)),
+            _keep_running("recovery", self._recovery.work),
         ]
         self.is_ready.set()
         _log.info("Worker %s of service %s is ready", self.worker_id, self._settings.service_name)
@@ -186,6 +187,20 @@ class Engine:
                     _log.warning("The database does not answer; waiting for it: %s", str(error).splitlines()[0])
                 await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
+
+
+def _keep_running(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+    """Run a service until cancelled; one that breaks is begun again, and its error is logged."""
+
+    async def for_ever() -> None:
+        while True:
+            try:
+                await work()
+            except Exception:  # a worker without one of its services would only look alive
+                _log.exception("The %s of this worker broke; it is begun again", name)
+                await asyncio.sleep(1.0)
+
+    return asyncio.create_task(for_ever(), name=f"edda:{name}")
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

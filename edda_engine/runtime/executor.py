@@ -41,6 +41,7 @@ from edda_engine.workflow import workflows
 _log = logging.getLogger(__name__)
 
 NEWER_VERSION_PAUSE_SECONDS = 30.0
+BROKEN_RUN_PAUSE_SECONDS = 5.0
 _WAKE_MARGINS = (0.004, 0.05)
 
 
@@ -65,6 +66,7 @@ class Executor:
         self._max_parked, self._wake_claimer = max_parked, wake_claimer
         self.held: dict[str, Run] = {}
         self._parked: OrderedDict[str, Run] = OrderedDict()
+        self._wanted_back: set[str] = set()
         self._driving: set[asyncio.Task[None]] = set()
         self.is_draining = False
 
@@ -81,12 +83,21 @@ class Executor:
         if self.has_parked(lease):
             run = self._parked.pop(lease.instance_id)
             self.held[lease.instance_id] = run
+            self._wanted_back.discard(lease.instance_id)
             run.resume(lease)
             return
         stale = self._parked.pop(lease.instance_id, None)
         if stale is not None:
             stale.seal(Suspended)
-        self._spawn(self._drive(lease, past))
+        try:
+            workflow = workflows.find(lease.workflow_name)
+            run = Run(lease, workflow, past, worker_id=self._worker_id, workplace=self._workplace, owner=self)
+        except NewerVersionError as error:
+            _log.warning("%s", error)
+            self._spawn(self._hand_back(lease, NEWER_VERSION_PAUSE_SECONDS))
+            return
+        self.held[lease.instance_id] = run  # at once: it counts for how many more may be claimed
+        self._spawn(self._drive(run))
 
     def lose(self, instance_id: str) -> None:
         """The lease of a run is gone: its body is dropped silently."""
@@ -139,7 +150,18 @@ class Executor:
             self._parked[run.instance_id] = run
             self._spawn(self._park(run))
 
+    def wants_back(self, run: Run) -> None:
+        """Make the instance due now, so that it is claimed for its waiting body."""
+        self._wanted_back.add(run.instance_id)
+        self._spawn(self._recall(run))
+
     # Inside.
+
+    async def _recall(self, run: Run) -> None:
+        await self._service.write(
+            lambda conn: instances.make_due(conn, instance_id=run.instance_id, epoch=run.holder.epoch)
+        )
+        self._wake_claimer()
 
     def _spawn(self, coroutine: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
@@ -149,7 +171,7 @@ class Executor:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._driving.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("A run broke in the engine itself; its lease expires and it is taken up again", exc_info=error)
+            _log.error("A task of the engine broke; the lease it worked under expires", exc_info=error)
 
     def _forget_held(self, lease: Lease) -> None:
         """An expired lease of ours was claimed again, by us: the old run must not go on."""
@@ -158,46 +180,56 @@ class Executor:
             old.seal(LeaseLostError)
 
     async def _park(self, run: Run) -> None:
-        delay = run.pauses.due_in_seconds
-        outcome = await self.commit(Wait(run.holder, Status.WAITING_FOR_TIMER, delay))
+        try:
+            await run.save_values()
+            delay = run.pauses.due_in_seconds if run.pauses.has_long else 0.0
+            outcome = await self.commit(Wait(run.holder, Status.WAITING_FOR_TIMER, delay))
+        except LeaseLostError:
+            outcome = LeaseLost()
         if isinstance(outcome, LeaseLost):
             if self._parked.get(run.instance_id) is run:
                 del self._parked[run.instance_id]
             run.seal(LeaseLostError)
             return
+        if run.instance_id in self._wanted_back:
+            self._spawn(self._recall(run))
         for margin in _WAKE_MARGINS:
             asyncio.get_running_loop().call_later(delay + margin, self._wake_claimer)
         while len(self._parked) > self._max_parked:
             _, oldest = self._parked.popitem(last=False)
             oldest.seal(Suspended)
 
-    async def _drive(self, lease: Lease, past: Past) -> None:
-        workflow = workflows.find(lease.workflow_name)
-        try:
-            run = Run(lease, workflow, past, worker_id=self._worker_id, workplace=self._workplace, owner=self)
-        except NewerVersionError as error:
-            _log.warning("%s", error)
-            await self._service.write(
-                lambda conn: instances.release(
-                    conn,
-                    worker_id=self._worker_id,
-                    instance_ids=[lease.instance_id],
-                    delay_seconds=NEWER_VERSION_PAUSE_SECONDS,
-                )
+    async def _hand_back(self, lease: Lease, delay: float) -> None:
+        await self._service.write(
+            lambda conn: instances.release(
+                conn, worker_id=self._worker_id, instance_ids=[lease.instance_id], delay_seconds=delay
             )
-            return
-        self.held[lease.instance_id] = run
-        if lease.is_cancelled:
-            await self._end(run, End(run.holder, Status.CANCELLED, had_retries=run.had_retries))
-            return
-        if not lease.has_history:
-            run.hook("on_workflow_start", run.workflow_name)
-        body = run.begin()
-        await asyncio.wait({body})
-        await self._conclude(run, body)
+        )
+
+    async def _drive(self, run: Run) -> None:
+        try:
+            if run.lease.is_cancelled:
+                await self._end(run, End(run.holder, Status.CANCELLED, had_retries=run.had_retries))
+                return
+            if not run.lease.has_history:
+                run.hook("on_workflow_start", run.workflow_name)
+            body = run.begin()
+            await asyncio.wait({body, run.given_up}, return_when=asyncio.FIRST_COMPLETED)
+            await self._conclude(run, body)
+        except Exception:  # an error of ours, or of a probe: the instance must not be kept from others
+            _log.exception("The run of instance %s broke in the engine itself; it is taken up again", run.instance_id)
+            run.seal(Suspended)
+            self._let_go(run)
+            await self._hand_back(run.lease, BROKEN_RUN_PAUSE_SECONDS)
 
     async def _conclude(self, run: Run, body: asyncio.Task[object]) -> None:
-        error = asyncio.CancelledError("the body was cancelled") if body.cancelled() else body.exception()
+        if not body.done():
+            error: BaseException | None = None
+            run.seal(run.fate or Suspended) if run.mismatch is None else body.cancel()
+        else:
+            error = asyncio.CancelledError("the body was cancelled") if body.cancelled() else body.exception()
+            if run.fate is None:
+                await run.until_held()
         if run.fate in (LeaseLostError, Suspended):
             self._let_go(run)
             return

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from edda_engine.activity import Activity
@@ -26,9 +27,9 @@ from edda_engine.core.events import EventType, Recorded, StepKey, event_json
 from edda_engine.core.failures import decode_error
 from edda_engine.core.ports import current_place
 from edda_engine.core.replay import Branch, Replay
-from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Suspended
+from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
-from edda_engine.runtime.branches import begin_line, current_line
+from edda_engine.runtime.branches import begin_line, current_line, guarded
 from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet, wait_in_greenlet
 from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, Pauses
 from edda_engine.storage.commit import Holder, LeaseLost, Outcome, Step, Unit
@@ -37,6 +38,9 @@ from edda_engine.storage.retries import RetryState
 from edda_engine.workflow import DeclaredWorkflow
 
 _log = logging.getLogger(__name__)
+
+_REFUSALS = 100
+"""So often is a call of a body refused that must not go on, before it is left waiting for ever."""
 
 IDLE_AFTER_SECONDS = 0.02
 """How long a body must have nothing to do but wait before its lease is given back."""
@@ -59,6 +63,10 @@ class Owner(Protocol):
 
     def has_gone_idle(self, run: Run) -> None:
         """The run only waits."""
+        ...
+
+    def wants_back(self, run: Run) -> None:
+        """The body of a parked run has gone on by itself, after a timeout say, and needs its lease again."""
         ...
 
 
@@ -102,7 +110,10 @@ class Run:
         self._busy = 0
         self._turn = 0
         self.pauses = Pauses()
-        self._unsaved: list[Step] = []
+        self._unsaved: list[tuple[StepKey, int, str]] = []
+        self._resumed = asyncio.Event()
+        self._refusals = 0
+        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -128,6 +139,7 @@ class Run:
         self.lease = lease
         self.holder = replace(self.holder, epoch=lease.epoch)
         self.is_parked = False
+        self._resumed.set()
         if lease.is_cancelled:
             self.ask_to_stop()
         if self.fate is not None:
@@ -149,13 +161,21 @@ class Run:
             self.fate = Cancelled
             self.pauses.wake_all()
 
+    async def until_held(self) -> None:
+        """Return at once while the lease is ours; a parked body that goes on by itself waits for a new one."""
+        while self.is_parked:
+            self._resumed.clear()
+            self._owner.wants_back(self)
+            await self._resumed.wait()
+
     async def save_values(self) -> None:
         """Write what ``ctx.now()`` recorded, before anything happens that may depend on it.
 
         :raises LeaseLostError: another worker owns the instance.
         """
         async with self._saving:
-            steps, self._unsaved = self._unsaved, []
+            values, self._unsaved = self._unsaved, []
+            steps = [Step(self.holder, key, seq, EventType.VALUE_RECORDED, event) for key, seq, event in values]
             for outcome in await asyncio.gather(*(self._owner.commit(step) for step in steps)):
                 if isinstance(outcome, LeaseLost):
                     raise LeaseLostError("Another worker owns this instance now.")
@@ -171,9 +191,11 @@ class Run:
         self, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, activity_id: str | None
     ) -> Any:
         """Take the step's id now; return its value, or an awaitable of it."""
+        if self._is_beyond_refusing():
+            return self._hand_out(_never())
         self._refuse_if_sealed()
         key = self._branch().take(activity.name, activity_id)
-        recorded = self._ask(key, activity.name)
+        recorded = self._ask(key, activity.name, partial(activity.parameters.as_recorded, args, kwargs))
         return self._hand_out(self._step(activity, key, recorded, args, kwargs))
 
     def call_inline(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -203,7 +225,7 @@ class Run:
             return moment.astimezone(UTC)
         moment = datetime.now(UTC)
         event = event_json(name, result_json=_DATETIME.encode(moment, owner=name))
-        self._unsaved.append(Step(self.holder, key, self.next_seq(), EventType.VALUE_RECORDED, event))
+        self._unsaved.append((key, self.next_seq(), event))
         return moment
 
     def uuid4(self) -> uuid.UUID:
@@ -278,13 +300,7 @@ class Run:
             owner = f"input of workflow {self.workflow_name!r}"
             args, kwargs = self.workflow.parameters.decode(parse(self.lease.input_json), owner=owner)
             self._workplace.probe("body.started")
-            try:
-                return await self._call(self.workflow, args, kwargs)
-            except (SystemExit, KeyboardInterrupt) as error:
-                # Either would end the event loop, and with it every other instance.
-                raise RuntimeError(
-                    f"The body of workflow {self.workflow_name!r} raised {type(error).__name__}"
-                ) from error
+            return await guarded(self._call(self.workflow, args, kwargs))
 
     async def _call(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if workflow.is_async:
@@ -297,9 +313,9 @@ class Run:
     def _branch(self) -> Branch:
         return current_line().branch
 
-    def _ask(self, key: StepKey, name: str) -> Recorded | None:
+    def _ask(self, key: StepKey, name: str, arguments: Callable[[], Any] | None = None) -> Recorded | None:
         try:
-            return self.replay.ask(key, name)
+            return self.replay.ask(key, name, arguments)
         except NonDeterminismError as mismatch:
             self.mismatch = self.mismatch or mismatch
             raise
@@ -317,10 +333,7 @@ class Run:
             return self.answer(activity, recorded)
         if self._owner.is_draining:
             await asyncio.get_running_loop().create_future()  # nothing new is begun; the instance goes on elsewhere
-        if self.is_parked:
-            # The body went on by something that is not a step, such as asyncio.sleep(): it is replayed.
-            self.seal(Suspended)
-            raise Suspended
+        await self.until_held()
         self._step_begins()
         try:
             if self._unsaved or self._saving.locked():
@@ -354,6 +367,17 @@ class Run:
 
         asyncio.get_running_loop().call_later(IDLE_AFTER_SECONDS, look)
 
+    def _is_beyond_refusing(self) -> bool:
+        """A body that catches every refusal and calls again would keep the loop for itself: it is left waiting."""
+        if self.mismatch is None and self.fate is None:
+            return False
+        self._refusals += 1
+        if self._refusals <= _REFUSALS:
+            return False
+        if not self.given_up.done():
+            self.given_up.set_result(None)
+        return True
+
     def _refuse_if_sealed(self) -> None:
         if self.mismatch is not None:
             raise self.mismatch
@@ -363,3 +387,7 @@ class Run:
     def _derived(self, purpose: str) -> bytes:
         self._refuse_if_sealed()
         return hashlib.sha256(f"{self.instance_id}\0{self._branch().derive(purpose)}".encode()).digest()
+
+
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()

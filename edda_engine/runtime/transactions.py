@@ -82,6 +82,7 @@ class AttemptTransaction:
                 conn = self._find_engine().connect().execution_options(**{WRITE_OPTION: True})
                 event.listen(conn, "before_cursor_execute", self._guard)
                 self._connection = conn
+                self._need_fresh_reads(conn)
                 conn.begin()
                 self._remember_backend(conn)
             except BaseException as error:
@@ -159,6 +160,11 @@ class AttemptTransaction:
     def _guard(self, *_: Any) -> None:
         if self._state is _State.REFUSED:
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
+
+    def _need_fresh_reads(self, conn: Connection) -> None:
+        # In an older snapshot the lease, which is renewed meanwhile, could not be checked at the end.
+        if self._database.reads_a_snapshot(conn):
+            conn.execution_options(isolation_level="READ COMMITTED")
 
     def _remember_backend(self, conn: Connection) -> None:
         # Asked of the server: behind a pooler the driver knows the pooler's number.

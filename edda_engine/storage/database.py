@@ -31,7 +31,8 @@ WRITE_OPTION = "edda_write"
 _BUSY_TIMEOUT_MS = 60_000
 _PYTHON_DEFAULT_BUSY_MS = 5_000
 
-_TRANSIENT_SQLSTATES = ("08", "57P", "53", "40001", "40P01", "55P03", "25P03", "25006")
+_OUTAGE_SQLSTATES = ("08", "57P", "53", "25P03", "25006")
+_CONFLICT_SQLSTATES = ("40001", "40P01", "55P03")
 _TRANSIENT_SQLITE = ("locked", "busy", "unable to open", "disk i/o", "is full", "closed")
 
 
@@ -69,6 +70,7 @@ class Database:
         self._pid = os.getpid()
         self._turn = WriteTurn()
         self._making = threading.Lock()
+        self._reads_a_snapshot: bool | None = None
         self._service: Engine | None = None
         if self.dialect == "sqlite":
             configure_sqlite(engine)
@@ -123,6 +125,14 @@ class Database:
                 yield conn
         finally:
             give_back()
+
+    def reads_a_snapshot(self, conn: Connection) -> bool:
+        """Whether the application's engine runs its transactions above READ COMMITTED; asked once."""
+        if self.is_sqlite:
+            return False
+        if self._reads_a_snapshot is None:
+            self._reads_a_snapshot = conn.get_isolation_level() in ("REPEATABLE READ", "SERIALIZABLE")
+        return self._reads_a_snapshot
 
     def take_turn(self) -> Callable[[], None]:
         """Wait until this thread may write; the result passes the turn on."""
@@ -192,10 +202,16 @@ def is_outage(error: BaseException) -> bool:
         return False
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is not None:
-        return str(sqlstate).startswith(_TRANSIENT_SQLSTATES)
+        return str(sqlstate).startswith(_OUTAGE_SQLSTATES)
     if type(error.orig).__module__.startswith("psycopg"):
         return True
     return any(word in str(error.orig).lower() for word in _TRANSIENT_SQLITE)
+
+
+def may_be_repeated(error: BaseException) -> bool:
+    """Whether a transaction of ours that failed so can simply be tried again: an outage, or a lost race."""
+    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return is_outage(error) or (sqlstate is not None and str(sqlstate).startswith(_CONFLICT_SQLSTATES))
 
 
 def _nothing() -> None:

@@ -177,6 +177,16 @@ def release(conn: Connection, *, worker_id: str, instance_ids: Collection[str], 
     )
 
 
+def make_due(conn: Connection, *, instance_id: str, epoch: int) -> None:
+    """Let a waiting instance be claimed now, if nobody has had it since *epoch*."""
+    conn.execute(
+        update(instances)
+        .where(_C.instance_id == instance_id, _C.lock_epoch == epoch, _C.locked_by.is_(None), _NOT_FINISHED)
+        .where(_C.wake_at.is_not(None))
+        .values(wake_at=clock())
+    )
+
+
 def release_strays(conn: Connection, *, worker_id: str, held: Collection[str]) -> None:
     """Hand back what is locked by *worker_id* although it does not know of it."""
     conn.execute(
@@ -330,9 +340,3 @@ def save_definitions(conn: Connection, declared: Iterable[tuple[str, str, str]])
 
 def _short(text: str) -> str:
     return text if len(text) <= 200 else text[:199] + "…"
-
-
-__all__ = [
-    "Lease", "claim_due", "find", "insert_instance", "listed", "outcome", "release", "release_strays", "release_worker", "renew",
-    "request_cancel", "save_definitions", "take_up_again", "unclaimable",
-]  # fmt: skip
