@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -21,10 +22,10 @@ from edda_engine.hooks import WorkflowHooks
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.probes import Probe, no_probe
-from edda_engine.settings import EngineSettings
+from edda_engine.settings import EngineSettings, check_name
 from edda_engine.storage.database import Database
 from edda_engine.storage.instances import insert_instance
-from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, running_apps
+from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body, running_apps
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class EddaApp:
 
         Inside an activity the start is part of its step; ``session=`` gives another transaction to join.
         """
+        check_is_workflow(workflow)
         new = self._client.prepare(workflow, options, args, kwargs)
         place = current_place.get()
         if options.session is UNSET and isinstance(place, Attempt):
@@ -162,6 +164,7 @@ class EddaApp:
         :raises WorkflowCancelledError: it was cancelled.
         :raises InstanceNotFoundError: there is no such instance.
         """
+        refuse_in_body("result()")
         loop = asyncio.get_running_loop()
         deadline = None if timeout is None else loop.time() + timeout
         ended = asyncio.Event()
@@ -197,6 +200,7 @@ class EddaApp:
 
     async def cancel(self, instance_id: str, reason: str | None = None) -> bool:
         """Cancel an instance; a running one stops at its next step. False if it has ended already."""
+        refuse_in_body("cancel()")
         place = current_place.get()
         if isinstance(place, Attempt):
             session = place.session
@@ -211,6 +215,7 @@ class EddaApp:
 
     async def retry(self, instance_id: str) -> bool:
         """Take up a failed or blocked instance again; False if it needs no such help."""
+        refuse_in_body("retry()")
         done = await self._in_thread(lambda: self._client.retry(instance_id))
         self._wake()
         return done
@@ -231,7 +236,11 @@ class EddaApp:
 
 
 def _settings(**values: Any) -> EngineSettings:
+    for name in values:
+        check_name(name, EngineSettings.model_fields, source="EddaApp(...)")
     try:
         return EngineSettings(**values)
-    except ValueError as error:
-        raise ConfigurationError(f"EddaApp: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        wrong = first["loc"][0] if first["loc"] else "settings"
+        raise ConfigurationError(f"EddaApp({wrong}={first.get('input')!r}) is wrong: {first['msg']}.") from error

@@ -42,7 +42,6 @@ class Parameters:
             parameter.name: codec_for(self._annotation(parameter, hints)) for parameter in parameters[1:]
         }
         self.result = codec_for(hints.get("return", inspect.Parameter.empty))
-        self.returns = hints.get("return", inspect.Parameter.empty)
         self._sole_model = self._find_sole_model(parameters[1:], hints)
         self._simple = (
             tuple(self._codecs)

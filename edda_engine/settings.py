@@ -5,9 +5,27 @@ Lower-case here; a Flask application writes the same names in upper case (see ``
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from edda_engine.core.retrying import RetryPolicy
+from edda_engine.errors import ConfigurationError
+
+
+def check_name(name: str, known: Iterable[str], *, source: str) -> None:
+    """Refuse a setting that does not exist, and suggest the nearest one that does.
+
+    :raises ConfigurationError: *name* is not among *known*.
+    """
+    known = sorted(known)
+    if name in known:
+        return
+    as_known = name.upper() if known and known[0].isupper() else name.lower()
+    nearest = difflib.get_close_matches(as_known, known, n=1, cutoff=0.4)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    raise ConfigurationError(f"Unknown setting {name!r} in {source}.{hint} Known settings: {', '.join(known)}.")
 
 
 class EngineSettings(BaseModel):
@@ -49,7 +67,7 @@ class EngineSettings(BaseModel):
     max_payload_bytes: int = Field(
         1_048_576,
         ge=1,
-        description="The largest input, result or event, as JSON; a larger one is refused with an error.",
+        description="The largest input, result, arguments of an activity, or event, as JSON; a larger one is refused with an error.",
     )
     auto_migrate: bool = Field(True, description="Create and upgrade the edda_ tables at start.")
     listen: bool = Field(

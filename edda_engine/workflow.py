@@ -243,6 +243,30 @@ class _Decorator:
     def __call__(self, function: Any, /) -> Any: ...
 
 
+def check_is_workflow(given: object) -> None:
+    """What is started must have been declared.
+
+    :raises UsageError: it is no workflow.
+    """
+    if not isinstance(given, DeclaredWorkflow):
+        raise UsageError(
+            f"start() takes a function declared with @workflow, not {given!r}; by name use `flask edda start`."
+        )
+
+
+def refuse_in_body(call: str) -> None:
+    """Some requests have effects, and a body is replayed.
+
+    :raises UsageError: called in a workflow body.
+    """
+    place = current_place.get()
+    if place is not None and place.is_body:
+        raise UsageError(
+            f"{call} was called in the body of workflow {place.workflow_name!r}, which is replayed: it would act each time."
+            " Call it in an @activity."
+        )
+
+
 def check_lock_timeout(seconds: float | None, owner: str) -> None:
     """A lock timeout is a positive number of seconds.
 

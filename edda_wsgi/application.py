@@ -32,7 +32,7 @@ from edda_engine.runtime.probes import Probe
 from edda_engine.storage import migrate
 from edda_engine.storage.database import Database, normalized_url
 from edda_engine.storage.instances import insert_instance
-from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions
+from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body
 from edda_wsgi import starts
 from edda_wsgi.environment import FlaskEnvironment
 from edda_wsgi.loop_thread import LoopThread
@@ -138,6 +138,7 @@ class Application:
         self, workflow: DeclaredWorkflow[..., Any], options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> str:
         """Write a start where it belongs: an activity's transaction, the request's session, or one of its own."""
+        check_is_workflow(workflow)
         new = self.client.prepare(workflow, options, args, kwargs)
         place = current_place.get()
         if options.session is UNSET and isinstance(place, Attempt):
@@ -159,6 +160,7 @@ class Application:
 
     def cancel(self, instance_id: str, reason: str | None, session: Any) -> bool:
         """Cancel an instance where the request belongs; see :meth:`edda_wsgi.EddaFlask.cancel`."""
+        refuse_in_body("cancel()")
         place = current_place.get()
         if session is UNSET and isinstance(place, Attempt) and not place.is_async:
             done = cancel_with(place.transaction.connection(), instance_id, reason)

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 from flask import current_app
@@ -19,13 +19,12 @@ from edda_engine.core.events import HistoryEvent
 from edda_engine.core.status import Status
 from edda_engine.errors import EddaError
 from edda_engine.storage import migrate
+from edda_engine.storage.database import is_outage
 from edda_engine.version import __version__
 from edda_engine.workflow import StartOptions, workflows
 from edda_wsgi import lifecycle
 from edda_wsgi.application import Application, import_modules, load_hooks
 from edda_wsgi.settings import names
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _COLOURS = {
     Status.PENDING: "cyan",
@@ -52,7 +51,12 @@ def _command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
             except (EddaError, ValueError) as error:
                 _fail(str(error))
             except SQLAlchemyError as error:
-                _fail(f"The database refused: {str(error).splitlines()[0]}")
+                first_line = str(error).splitlines()[0]
+                if is_outage(error):
+                    _fail(
+                        f"The database does not answer: {first_line}. Check that it runs, and `flask edda check` for its URL."
+                    )
+                _fail(f"The database refused: {first_line}")
 
         guarded.__doc__ = function.__doc__
         guarded.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]

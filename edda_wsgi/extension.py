@@ -13,7 +13,7 @@ from edda_engine.core.events import HistoryEvent
 from edda_engine.core.status import Status
 from edda_engine.errors import ConfigurationError
 from edda_engine.runtime.probes import Probe, no_probe
-from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions
+from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, refuse_in_body
 from edda_wsgi import lifecycle, settings, starts
 from edda_wsgi.application import Application
 from edda_wsgi.cli import edda_commands
@@ -148,6 +148,7 @@ class EddaFlask:
         :returns: False if the instance needs no such help.
         :raises InstanceNotFoundError: there is none of that id.
         """
+        refuse_in_body("retry()")
         application = self._application()
         done = application.client.retry(instance_id)
         application.wake()

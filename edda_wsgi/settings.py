@@ -6,7 +6,6 @@ Later sources win: defaults, the module named by ``EDDA_SETTINGS_MODULE``, ``app
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from flask import Flask
 from pydantic import Field, ValidationError
 
 from edda_engine.errors import ConfigurationError
-from edda_engine.settings import EngineSettings
+from edda_engine.settings import EngineSettings, check_name
 
 MODULE_VARIABLE = "EDDA_SETTINGS_MODULE"
 _PREFIX = "EDDA_"
@@ -63,7 +62,7 @@ def load(app: Flask, keywords: Mapping[str, Any]) -> Effective:
     sources: dict[str, str] = {}
     for source, found in _sources(app, keywords):
         for name, value in found.items():
-            _check_name(name, source)
+            check_name(name, names(), source=source)
             values[name.lower()] = value
             sources[name] = source
     try:
@@ -110,13 +109,3 @@ def _from_module(module_name: str) -> dict[str, Any]:
         {name.removeprefix(_PREFIX): getattr(module, name) for name in dir(module) if name.startswith(_PREFIX)}
     )
     return collected
-
-
-def _check_name(name: str, source: str) -> None:
-    if name in names():
-        return
-    nearest = difflib.get_close_matches(name.upper(), names(), n=1, cutoff=0.4)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    raise ConfigurationError(
-        f"Unknown setting {name!r} in {source}.{hint} Known settings: {', '.join(sorted(names()))}."
-    )

@@ -240,7 +240,7 @@ class Executor:
         if mismatch is not None:
             await self._block(run, mismatch)
             return
-        unit = self._ending(run, error, None if error else body.result())
+        unit, error = self._ending(run, error, None if error else body.result())
         try:
             await run.save_values()
             await self._end(run, unit, error)
@@ -261,16 +261,16 @@ class Executor:
             return mismatch
         return None
 
-    def _ending(self, run: Run, error: BaseException | None, value: object) -> End:
+    def _ending(self, run: Run, error: BaseException | None, value: object) -> tuple[End, BaseException | None]:
         if error is None:
             owner = f"result of workflow {run.workflow_name!r} ({run.instance_id})"
             try:
                 output_json, _ = run.workflow.parameters.result.round_trip(value, owner=owner)
                 check_size(output_json, self._workplace.max_payload_bytes, owner=owner)
-                return End(run.holder, Status.COMPLETED, output_json, had_retries=run.had_retries)
+                return End(run.holder, Status.COMPLETED, output_json, had_retries=run.had_retries), None
             except PayloadError as unstorable:
                 error = unstorable
-        return End(run.holder, Status.FAILED, None, encode_error(as_replayed(error)), run.had_retries)
+        return End(run.holder, Status.FAILED, None, encode_error(as_replayed(error)), run.had_retries), error
 
     async def _end(self, run: Run, end: End, error: BaseException | None = None) -> None:
         run.is_ending = True

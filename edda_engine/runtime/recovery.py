@@ -71,7 +71,9 @@ class Recovery:
             released = await self._service.write(lambda conn, found=worker_id: _take_over(conn, found))  # type: ignore[misc]
             if released is not None:
                 _log.warning(
-                    "Worker %s died; its %s running instances go on here or elsewhere", worker_id, len(released)
+                    "Worker %s died; what it was running goes on here or elsewhere (instances: %s)",
+                    worker_id,
+                    len(released),
                 )
                 self._wake_claimer()
 
