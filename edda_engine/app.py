@@ -115,7 +115,7 @@ class EddaApp:
         """The id of this process as a worker."""
         return self._running().worker_id
 
-    async def start(self, workflow: DeclaredWorkflow[..., Any], *args: Any, **kwargs: Any) -> str:
+    async def start(self, workflow: DeclaredWorkflow[..., Any], /, *args: Any, **kwargs: Any) -> str:
         """Enqueue a run of *workflow* and return its instance id; the same as ``await workflow.start(...)``."""
         return await self.start_with(workflow, StartOptions(), args, kwargs)
 

@@ -13,15 +13,13 @@ from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from edda_engine.context import SyncWorkflowContext, WorkflowContext
-from edda_engine.core.codec import check_size
+from edda_engine.core.codec import MAX_ID_LENGTH, check_size, is_storable_id
 from edda_engine.core.ports import NewInstance, current_place
 from edda_engine.declarations import Declaration, Registry, source_of
 from edda_engine.errors import ConfigurationError, InvalidInputError, PayloadError, UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-MAX_ID_LENGTH = 255
 
 
 class Unset:
@@ -161,10 +159,10 @@ class Workflow(DeclaredWorkflow[P, R]):
     """A declared workflow of the asyncio front door."""
 
     @overload
-    async def start(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    async def start(self, /, *args: P.args, **kwargs: P.kwargs) -> str: ...
     @overload
-    async def start(self, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any) -> str: ...
-    async def start(self, *args: Any, **kwargs: Any) -> str:
+    async def start(self, /, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any) -> str: ...
+    async def start(self, /, *args: Any, **kwargs: Any) -> str:
         """Enqueue a run and return its instance id; the workflow never runs in the caller.
 
         :param lock_timeout_seconds: Wins over the decorator's and the application's.
@@ -200,7 +198,7 @@ class Starting(Generic[P]):
     workflow: DeclaredWorkflow[P, Any]
     chosen: StartOptions
 
-    async def start(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    async def start(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Enqueue a run with these options and return its instance id."""
         return await _the_app().start_with(self.workflow, self.chosen, args, kwargs)
 
@@ -279,9 +277,9 @@ def check_lock_timeout(seconds: float | None, owner: str) -> None:
 
 
 def _checked_id(instance_id: str) -> str:
-    if not isinstance(instance_id, str) or not 0 < len(instance_id) <= MAX_ID_LENGTH or "\0" in instance_id:
+    if not is_storable_id(instance_id):
         raise UsageError(
-            f"instance_id must be a text of 1 to {MAX_ID_LENGTH} characters without NUL, not {instance_id!r:.80}."
+            f"instance_id must be a text of 1 to {MAX_ID_LENGTH} characters without NUL or surrogates, not {instance_id!r:.80}."
         )
     return instance_id
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
+import click
 from flask import Flask, current_app, has_app_context
 
 from edda_engine.client import Instance, Page
@@ -57,8 +58,13 @@ class EddaFlask:
             raise ConfigurationError(
                 f"The application {app.name!r} has edda already; call init_app() once for each application."
             )
-        effective = settings.load(app, {**self._options, **options})
-        source = source_for(db if db is not None else self._db)
+        try:
+            effective = settings.load(app, {**self._options, **options})
+            source = source_for(db if db is not None else self._db)
+        except ConfigurationError as error:
+            if click.get_current_context(silent=True) is None:
+                raise
+            raise click.UsageError(str(error)) from error  # one line for whoever called a command, not a traceback
         application = Application(app, effective, source, probe=self._probe)
         self._several = self._only is not None
         self._only = application
@@ -67,7 +73,7 @@ class EddaFlask:
         app.teardown_appcontext(starts.warn_of_unsaved)
         lifecycle.attach(app, application)
 
-    def start(self, workflow: DeclaredWorkflow[..., Any], *args: Any, **kwargs: Any) -> str:
+    def start(self, workflow: DeclaredWorkflow[..., Any], /, *args: Any, **kwargs: Any) -> str:
         """Enqueue a run of *workflow* and return its instance id; the same as ``workflow.start(...)``."""
         return self._application().start(workflow, StartOptions(), args, kwargs)
 

@@ -23,10 +23,10 @@ class Workflow(DeclaredWorkflow[P, R]):
     """A declared workflow of a Flask application."""
 
     @overload
-    def start(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    def start(self, /, *args: P.args, **kwargs: P.kwargs) -> str: ...
     @overload
-    def start(self, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any) -> str: ...
-    def start(self, *args: Any, **kwargs: Any) -> str:
+    def start(self, /, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any) -> str: ...
+    def start(self, /, *args: Any, **kwargs: Any) -> str:
         """Enqueue a run and return its instance id; the workflow never runs in the caller.
 
         In a view this is like ``db.session.add(...)``: saved by the view's own commit, gone with its rollback. In a
@@ -65,7 +65,7 @@ class Starting(Generic[P]):
     workflow: DeclaredWorkflow[P, Any]
     chosen: StartOptions
 
-    def start(self, *args: P.args, **kwargs: P.kwargs) -> str:
+    def start(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Enqueue a run with these options and return its instance id."""
         return current_application().start(self.workflow, self.chosen, args, kwargs)
 

@@ -78,6 +78,8 @@ class Codec:
             return self._adapter.validate_json(f"[{text}]")[0]
         except ValidationError as error:
             raise PayloadError(owner, *_first_problem(error, path)) from error
+        except Exception as error:  # a validator of the user's class raised something else
+            raise PayloadError(owner, path, f"could not be restored: {type(error).__name__}: {error}") from error
 
     def decode_parsed(self, value: Any, *, owner: str, path: str = "$") -> Any:
         """The same as :meth:`decode` for JSON that is parsed already."""
@@ -95,6 +97,14 @@ class Codec:
         if not _equal(restored, value):
             _refuse_silent_change(owner, path, value, restored)
         return text, restored
+
+
+MAX_ID_LENGTH = 255
+
+
+def is_storable_id(text: object) -> bool:
+    """Whether *text* can be an id in the database: 1 to 255 characters, without NUL or lone surrogates."""
+    return isinstance(text, str) and 0 < len(text) <= MAX_ID_LENGTH and "\0" not in text and _is_unicode(text)
 
 
 def check_size(payload: str | bytes, limit: int, *, owner: str) -> None:

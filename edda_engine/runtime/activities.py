@@ -18,8 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy.exc import DBAPIError
-
 from edda_engine.activity import Activity
 from edda_engine.core.codec import check_size
 from edda_engine.core.events import EventType, Recorded, StepKey, event_json
@@ -143,7 +141,7 @@ class StepWork:
                     step = self._completed(ending.result_json, tuple(attempt.outbox))
                     try:
                         saved = await self._commit(step)
-                    except DBAPIError as refused:
+                    except Exception as refused:
                         return await self._give_up(self._unstorable(refused), GiveUp(number, exhausted=False))
                     return await self._conclude(attempt, saved, ending.value)
                 case attempts.Written():
@@ -283,7 +281,7 @@ class StepWork:
         self._place.probe("step.before_commit" if isinstance(unit, Step) else "attempt.before_commit")
         try:
             outcome = await self._run.commit(unit)
-        except DBAPIError as error:
+        except Exception as error:
             if is_outage(error):  # only when the worker stops while the database is away
                 raise LeaseLostError("The worker stopped before this step could be saved.") from error
             raise
@@ -324,7 +322,7 @@ class StepWork:
         errors = (*self._state.errors, entry)
         return errors if len(errors) <= MAX_RECORDED_ERRORS else (*errors[:10], *errors[-(MAX_RECORDED_ERRORS - 10) :])
 
-    def _unstorable(self, refused: DBAPIError) -> PayloadError:
+    def _unstorable(self, refused: Exception) -> PayloadError:
         return refused_by_database(f"activity {self._activity.name!r} ({self._key.activity_id})", refused)
 
     def _elapsed(self) -> float:
@@ -341,7 +339,7 @@ class StepWork:
                     await asyncio.get_running_loop().run_in_executor(
                         self._place.pool, self._call_in_application, callback
                     )
-            except Exception:  # the edge of user code: the step is durable, and stays so
+            except (Exception, SystemExit, KeyboardInterrupt):  # the edge of user code: the step stays durable
                 _log.exception(
                     "A post-commit callback of %s of %s failed", self._key.activity_id, self._run.instance_id
                 )

@@ -14,8 +14,6 @@ import queue
 import threading
 from collections.abc import Sequence
 
-from sqlalchemy.exc import DBAPIError
-
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.storage.commit import Outcome, Unit, commit_units
 from edda_engine.storage.database import Database, may_be_repeated
@@ -50,7 +48,7 @@ class Committer:
     async def commit(self, unit: Unit) -> Outcome:
         """Write one unit and say what became of it.
 
-        :raises sqlalchemy.exc.DBAPIError: the database refuses this unit.
+        :raises Exception: the database, or its driver, refuses this unit.
         """
         assert self._loop is not None
         future: asyncio.Future[Outcome] = self._loop.create_future()
@@ -89,7 +87,7 @@ class Committer:
         units = [unit for unit, _ in batch]
         try:
             return list(self._write_together(units))
-        except DBAPIError as error:
+        except Exception as error:  # not the database's only: a value that its driver cannot even send
             if may_be_repeated(error) or len(units) == 1:
                 return [error] * len(units)
         return [self._write_alone(unit) for unit in units]
@@ -97,7 +95,7 @@ class Committer:
     def _write_alone(self, unit: Unit) -> Outcome | BaseException:
         try:
             return self._write_together([unit])[0]
-        except DBAPIError as error:
+        except Exception as error:
             return error
 
     def _write_together(self, units: Sequence[Unit]) -> list[Outcome]:

@@ -246,7 +246,7 @@ class Executor:
             await self._end(run, unit, error)
         except LeaseLostError:
             self._let_go(run)
-        except DBAPIError as refused:
+        except Exception as refused:
             if is_outage(refused):
                 self._let_go(run)
                 return

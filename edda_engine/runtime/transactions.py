@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from edda_engine.errors import LeaseLostError, PayloadError
 from edda_engine.runtime.probes import Probe
 from edda_engine.storage.commit import Outcome, Saved, Step, commit_step
-from edda_engine.storage.database import WRITE_OPTION, Database, is_outage
+from edda_engine.storage.database import WRITE_OPTION, Database, is_outage, may_be_repeated
 
 _log = logging.getLogger(__name__)
 
@@ -118,8 +118,8 @@ class AttemptTransaction:
         """The row itself being refused is the fault of its values: to run the activity again could not help."""
         try:
             return commit_step(conn, step)
-        except DBAPIError as error:
-            if is_outage(error):
+        except Exception as error:
+            if may_be_repeated(error):
                 raise
             raise refused_by_database(f"step {step.key.activity_id!r}", error) from None
 
@@ -199,9 +199,10 @@ class AttemptTransaction:
             self._give_back()
 
 
-def refused_by_database(owner: str, refused: DBAPIError) -> PayloadError:
+def refused_by_database(owner: str, refused: Exception) -> PayloadError:
     """What to say of a row that cannot be stored, without the statement: that holds what was refused."""
-    return PayloadError(owner, "$", f"was refused by the database: {str(refused.orig).splitlines()[0]}")
+    said = str(getattr(refused, "orig", None) or refused).strip() or type(refused).__name__
+    return PayloadError(owner, "$", f"was refused by the database: {said.splitlines()[0]}")
 
 
 def _only_rollback(action: int, first: str | None, *_: Any) -> int:

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import Pool, QueuePool
 
 from edda_engine.errors import ConfigurationError
 
@@ -104,7 +105,7 @@ class Database:
             self.after_fork()
         with self._making:
             if self._service is None:
-                self._service = create_engine(self.engine.url, pool=self.engine.pool.recreate())
+                self._service = create_engine(self.engine.url, pool=_room_for_three(self.engine.pool.recreate()))
                 if self.is_sqlite:
                     configure_sqlite(self._service)
             return self._service
@@ -212,6 +213,13 @@ def may_be_repeated(error: BaseException) -> bool:
     """Whether a transaction of ours that failed so can simply be tried again: an outage, or a lost race."""
     sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
     return is_outage(error) or (sqlstate is not None and str(sqlstate).startswith(_CONFLICT_SQLSTATES))
+
+
+def _room_for_three(pool: Pool) -> Pool:
+    """The engine keeps a connection for its committer, its sign of life and its questions, each for long."""
+    if isinstance(pool, QueuePool) and 0 <= pool._max_overflow < 3:
+        pool._max_overflow = 3
+    return pool
 
 
 def _nothing() -> None:
