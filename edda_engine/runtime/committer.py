@@ -9,18 +9,20 @@ then each is written by itself, and the bad one gets its error.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 from collections.abc import Sequence
 
 from edda_engine.runtime.probes import Probe, no_probe
-from edda_engine.storage.commit import Outcome, Unit, commit_units
+from edda_engine.storage.commit import BatchOutcome, Busy, Outcome, Unit, commit_units
 from edda_engine.storage.database import Database, may_be_repeated
 
 _log = logging.getLogger(__name__)
 
 MAX_BATCH = 500
+_BUSY_SECONDS = 0.02
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 _Job = tuple[Unit, "asyncio.Future[Outcome]"]
@@ -66,7 +68,7 @@ class Committer:
         while True:
             batch, last = self._next_batch()
             if batch:
-                self._answer(batch, self._write(batch))
+                self._answer(*self._put_busy_back(batch, self._write(batch)))
             if last:
                 return
 
@@ -83,7 +85,29 @@ class Committer:
                 return batch, False
         return batch, True
 
-    def _write(self, batch: list[_Job]) -> list[Outcome | BaseException]:
+    def _put_busy_back(
+        self, batch: list[_Job], outcomes: list[BatchOutcome | BaseException]
+    ) -> tuple[list[_Job], list[Outcome | BaseException]]:
+        """Units whose instance somebody else has locked are tried again a moment later; the others do not wait."""
+        answered: list[_Job] = []
+        answers: list[Outcome | BaseException] = []
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Busy):
+                self._later(job)
+            else:
+                answered.append(job)
+                answers.append(outcome)
+        return answered, answers
+
+    def _later(self, job: _Job) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._put_later, job)
+
+    def _put_later(self, job: _Job) -> None:
+        asyncio.get_running_loop().call_later(_BUSY_SECONDS, self._queue.put, job)
+
+    def _write(self, batch: list[_Job]) -> list[BatchOutcome | BaseException]:
         units = [unit for unit, _ in batch]
         try:
             return list(self._write_together(units))
@@ -92,13 +116,13 @@ class Committer:
                 return [error] * len(units)
         return [self._write_alone(unit) for unit in units]
 
-    def _write_alone(self, unit: Unit) -> Outcome | BaseException:
+    def _write_alone(self, unit: Unit) -> BatchOutcome | BaseException:
         try:
             return self._write_together([unit])[0]
         except Exception as error:
             return error
 
-    def _write_together(self, units: Sequence[Unit]) -> list[Outcome]:
+    def _write_together(self, units: Sequence[Unit]) -> list[BatchOutcome]:
         attempt = 0
         while True:
             try:

@@ -111,6 +111,9 @@ class Executor:
         run = self.held.get(instance_id)
         if run is not None:
             run.ask_to_stop()
+        parked = self._parked.pop(instance_id, None)
+        if parked is not None:
+            parked.seal(Suspended)  # nobody held it: its cancellation is written already
 
     async def drain(self, timeout: float) -> None:
         """Begin nothing new; wait for attempts under way; hand all leases back, so that others go on at once."""

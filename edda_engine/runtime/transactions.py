@@ -19,12 +19,19 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from edda_engine.errors import LeaseLostError, PayloadError
+from edda_engine.errors import LeaseLostError, PayloadError, UsageError
 from edda_engine.runtime.probes import Probe
 from edda_engine.storage.commit import Outcome, Saved, Step, commit_step
 from edda_engine.storage.database import WRITE_OPTION, Database, is_outage, may_be_repeated
 
 _log = logging.getLogger(__name__)
+
+
+_ENDS_TRANSACTION = ("COMMIT", "ROLLBA", "END", "BEGIN", "START ")
+_COMMITS_BY_ITSELF = (
+    "An activity's transaction is committed with its history row, not by itself: use the session's commit() and"
+    " rollback(), which end savepoints, or begin_nested(); leave the connection's own transaction alone."
+)
 
 
 class _State(Enum):
@@ -81,6 +88,7 @@ class AttemptTransaction:
             try:
                 conn = self._find_engine().connect().execution_options(**{WRITE_OPTION: True})
                 event.listen(conn, "before_cursor_execute", self._guard)
+                event.listen(conn, "commit", self._refuse_commit)
                 self._connection = conn
                 self._need_fresh_reads(conn)
                 conn.begin()
@@ -157,7 +165,13 @@ class AttemptTransaction:
         if self._state in (_State.REFUSED, _State.OVER):
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
 
-    def _guard(self, *_: Any) -> None:
+    def _refuse_commit(self, _conn: Connection) -> None:
+        if self._state is not _State.COMMITTING:
+            raise UsageError(_COMMITS_BY_ITSELF)
+
+    def _guard(self, _conn: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.lstrip()[:6].upper() in _ENDS_TRANSACTION and " TO " not in statement.upper():
+            raise UsageError(_COMMITS_BY_ITSELF)
         if self._state is _State.REFUSED:
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
 

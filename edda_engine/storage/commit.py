@@ -23,6 +23,9 @@ from edda_engine.storage.types import clock, clock_plus
 
 _C = instances.c
 
+_Held = dict[str, tuple[str | None, int, bool]]
+"""By instance: who holds it, at which epoch, and whether it was asked to stop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holder:
@@ -106,12 +109,29 @@ class LeaseLost:
     """Another worker owns the instance; nothing was written."""
 
 
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Somebody else's transaction has locked the instance; nothing was written, and nobody waited. Try again."""
+
+
 Outcome = Saved | AlreadyRecorded | LeaseLost
+BatchOutcome = Outcome | Busy
 
 
-def commit_units(conn: Connection, units: Sequence[Unit]) -> list[Outcome]:
-    """Write units of any instances; the outcome of each, in order."""
-    held = _held(conn, units)
+def commit_units(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome]:
+    """Write units of any instances; the outcome of each, in order. Waits for no lock of another transaction."""
+    held = _held(conn, units, waits=False)
+    missing = {unit.holder.instance_id for unit in units} - held.keys()
+    locked = (
+        set(conn.execute(select(_C.instance_id).where(_C.instance_id.in_(missing))).scalars()) if missing else set()
+    )
+    outcomes = _write_units(conn, units, held)
+    return [
+        Busy() if unit.holder.instance_id in locked else outcome for unit, outcome in zip(units, outcomes, strict=True)
+    ]
+
+
+def _write_units(conn: Connection, units: Sequence[Unit], held: _Held) -> list[Outcome]:
     valid = [unit for unit in units if _is_held(unit.holder, held)]
     steps = [unit for unit in valid if isinstance(unit, Step)]
     recorded_before = _commit_steps(conn, steps)
@@ -135,11 +155,11 @@ def commit_step(conn: Connection, step: Step) -> Outcome:
 
     The caller commits on :class:`Saved`, and rolls everything back on anything else.
     """
-    return commit_units(conn, [step])[0]
+    return _write_units(conn, [step], _held(conn, [step], waits=True))[0]
 
 
-def _held(conn: Connection, units: Sequence[Unit]) -> dict[str, tuple[str | None, int, bool]]:
-    """Lock the instances and read who holds them.
+def _held(conn: Connection, units: Sequence[Unit], *, waits: bool) -> _Held:
+    """Lock the instances and read who holds them; without waiting, those that others have locked are left out.
 
     In the order of their ids, as every statement that locks several does: no two wait for each other.
     """
@@ -147,12 +167,12 @@ def _held(conn: Connection, units: Sequence[Unit]) -> dict[str, tuple[str | None
         select(_C.instance_id, _C.locked_by, _C.lock_epoch, _C.cancel_requested_at.is_not(None))
         .where(_C.instance_id.in_({unit.holder.instance_id for unit in units}))
         .order_by(_C.instance_id)
-        .with_for_update(read=all(isinstance(unit, (Step, Attempt)) for unit in units))
+        .with_for_update(read=all(isinstance(unit, (Step, Attempt)) for unit in units), skip_locked=not waits)
     )
     return {row[0]: (row[1], row[2], bool(row[3])) for row in conn.execute(query)}
 
 
-def _is_held(holder: Holder, held: dict[str, tuple[str | None, int, bool]]) -> bool:
+def _is_held(holder: Holder, held: _Held) -> bool:
     row = held.get(holder.instance_id)
     return row is not None and row[0] == holder.worker_id and row[1] == holder.epoch
 
@@ -190,7 +210,7 @@ def _commit_attempts(conn: Connection, attempts: Sequence[Attempt]) -> None:
         retries.save(conn, [(unit.holder.instance_id, unit.activity_id, unit.state) for unit in attempts])
 
 
-def _commit_waits(conn: Connection, waits: Sequence[Wait], held: dict[str, tuple[str | None, int, bool]]) -> None:
+def _commit_waits(conn: Connection, waits: Sequence[Wait], held: _Held) -> None:
     if not waits:
         return
     statement = (

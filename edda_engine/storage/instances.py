@@ -130,12 +130,15 @@ def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collecti
 
 
 def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> dict[str, bool]:
-    """Extend the leases this worker still holds; returns them, each with whether it is to be cancelled."""
+    """Extend the leases this worker still holds; returns them, each with whether it is to be cancelled.
+
+    A row that another transaction has locked is not waited for: it is held all the same, and extended next time.
+    """
     mine = (
         select(_C.instance_id)
         .where(_C.instance_id.in_(instance_ids), _C.locked_by == worker_id)
         .order_by(_C.instance_id)
-        .with_for_update()
+        .with_for_update(skip_locked=True)
         .cte("mine")
     )
     expires_at = clock_plus(_C.lock_timeout_seconds)
@@ -145,7 +148,12 @@ def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> d
         .values(lock_expires_at=expires_at, wake_at=expires_at)
         .returning(_C.instance_id, _C.cancel_requested_at)
     )
-    return {row[0]: row[1] is not None for row in conn.execute(renewed)}
+    found = {row[0]: row[1] is not None for row in conn.execute(renewed)}
+    missing = [instance_id for instance_id in instance_ids if instance_id not in found]
+    if missing:
+        held = select(_C.instance_id).where(_C.instance_id.in_(missing), _C.locked_by == worker_id)
+        found |= dict.fromkeys(conn.execute(held).scalars(), False)
+    return found
 
 
 _NOT_FINISHED = _C.status.not_in(list(FINISHED))
