@@ -21,6 +21,7 @@ class EventType(StrEnum):
 
     ACTIVITY_COMPLETED = "ActivityCompleted"
     ACTIVITY_FAILED = "ActivityFailed"
+    ACTIVITY_CANCELLED = "ActivityCancelled"
     VALUE_RECORDED = "ValueRecorded"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edda_engine.errors import ConfigurationError, PayloadError, TerminalError
+from edda_engine.errors import ConfigurationError, PayloadError, TerminalError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class RetryPolicy:
 
     def allows(self, error: BaseException) -> bool:
         """Whether this kind of error may be tried again at all."""
-        if isinstance(error, (TerminalError, PayloadError)):
+        if isinstance(error, (TerminalError, PayloadError, UsageError, ConfigurationError)):
             return False
         if isinstance(error, tuple(self.non_retryable_error_types)):
             return False

@@ -211,17 +211,20 @@ class StepWork:
     ) -> attempts.Ending:
         limit = self._activity.timeout_seconds
         if limit is None:
-            return await _uninterrupted(future)
-        done, _ = await asyncio.wait({future}, timeout=limit)
+            return await _uninterrupted(future, transaction)
+        try:
+            done, _ = await asyncio.wait({future}, timeout=limit)
+        except asyncio.CancelledError:
+            return await _given_up(future, transaction)
         if done:
             return future.result()
         late = ActivityTimeoutError(self._activity.name, limit)
         if isinstance(future, asyncio.Task):
             future.cancel()
-            ending = await _uninterrupted(future)
+            ending = await _uninterrupted(future, transaction)
             return ending if not isinstance(ending, attempts.Raised) else attempts.Raised(late)
         if not transaction.refuse():
-            return await _uninterrupted(future)  # it is committing: that counts
+            return await _uninterrupted(future, transaction)  # it is committing: that counts
         await asyncio.to_thread(transaction.terminate_backend)
         return attempts.Raised(late)
 
@@ -362,6 +365,19 @@ def exhausted_error(activity_name: str, metadata: dict[str, Any]) -> RetryExhaus
     )
 
 
-async def _uninterrupted(future: asyncio.Future[attempts.Ending]) -> attempts.Ending:
-    """Wait for an attempt. If the body is taken away meanwhile, the attempt goes on; its lease decides its fate."""
+async def _uninterrupted(future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction) -> attempts.Ending:
+    """Wait for an attempt to end."""
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        return await _given_up(future, transaction)
+
+
+async def _given_up(future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction) -> attempts.Ending:
+    """The body no longer waits for this attempt. Unless it is committing already, nothing of it may be saved.
+
+    :raises asyncio.CancelledError: it will not be saved.
+    """
+    if transaction.refuse():
+        raise asyncio.CancelledError
     return await asyncio.shield(future)

@@ -74,3 +74,8 @@ def wake(future: asyncio.Future[None]) -> None:
     """End one wait, unless it has ended."""
     if not future.done():
         future.set_result(None)
+
+
+async def for_ever() -> None:
+    """Wait until cancelled."""
+    await asyncio.get_running_loop().create_future()

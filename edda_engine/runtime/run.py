@@ -31,7 +31,7 @@ from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.branches import begin_line, current_line, guarded
 from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet, wait_in_greenlet
-from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, Pauses
+from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, Pauses, for_ever
 from edda_engine.storage.commit import Holder, LeaseLost, Outcome, Step, Unit
 from edda_engine.storage.instances import Lease
 from edda_engine.storage.retries import RetryState
@@ -110,7 +110,7 @@ class Run:
         self._busy = 0
         self._turn = 0
         self.pauses = Pauses()
-        self._unsaved: list[tuple[StepKey, int, str]] = []
+        self._unsaved: list[tuple[StepKey, int, EventType, str]] = []
         self._resumed = asyncio.Event()
         self._refusals = 0
         self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -169,13 +169,13 @@ class Run:
             await self._resumed.wait()
 
     async def save_values(self) -> None:
-        """Write what ``ctx.now()`` recorded, before anything happens that may depend on it.
+        """Write what ``ctx.now()`` recorded and which calls were given up, before anything happens that may depend on it.
 
         :raises LeaseLostError: another worker owns the instance.
         """
         async with self._saving:
             values, self._unsaved = self._unsaved, []
-            steps = [Step(self.holder, key, seq, EventType.VALUE_RECORDED, event) for key, seq, event in values]
+            steps = [Step(self.holder, *value) for value in values]
             for outcome in await asyncio.gather(*(self._owner.commit(step) for step in steps)):
                 if isinstance(outcome, LeaseLost):
                     raise LeaseLostError("Another worker owns this instance now.")
@@ -192,7 +192,7 @@ class Run:
     ) -> Any:
         """Take the step's id now; return its value, or an awaitable of it."""
         if self._is_beyond_refusing():
-            return self._hand_out(_never())
+            return self._hand_out(for_ever())
         self._refuse_if_sealed()
         key = self._branch().take(activity.name, activity_id)
         recorded = self._ask(key, activity.name, partial(activity.parameters.as_recorded, args, kwargs))
@@ -225,7 +225,7 @@ class Run:
             return moment.astimezone(UTC)
         moment = datetime.now(UTC)
         event = event_json(name, result_json=_DATETIME.encode(moment, owner=name))
-        self._unsaved.append((key, self.next_seq(), event))
+        self._unsaved.append((key, self.next_seq(), EventType.VALUE_RECORDED, event))
         return moment
 
     def uuid4(self) -> uuid.UUID:
@@ -330,9 +330,11 @@ class Run:
     ) -> Any:
         self._refuse_if_sealed()
         if recorded is not None:
+            if recorded.event_type == EventType.ACTIVITY_CANCELLED:
+                await for_ever()  # the body gave this call up; it does so again
             return self.answer(activity, recorded)
         if self._owner.is_draining:
-            await asyncio.get_running_loop().create_future()  # nothing new is begun; the instance goes on elsewhere
+            await for_ever()  # nothing new is begun; the instance goes on elsewhere
         await self.until_held()
         self._step_begins()
         try:
@@ -341,6 +343,12 @@ class Run:
             value = await StepWork(self._workplace, self, key, activity, args, kwargs).outcome()
         except LeaseLostError:
             self.fate = LeaseLostError
+            raise
+        except asyncio.CancelledError:
+            if self.fate is None:
+                # The body gave this call up, by a timeout say. That is part of its past: a replay must go the same way.
+                event = event_json(activity.name)
+                self._unsaved.append((key, self.next_seq(), EventType.ACTIVITY_CANCELLED, event))
             raise
         finally:
             self._step_ends()
@@ -387,7 +395,3 @@ class Run:
     def _derived(self, purpose: str) -> bytes:
         self._refuse_if_sealed()
         return hashlib.sha256(f"{self.instance_id}\0{self._branch().derive(purpose)}".encode()).digest()
-
-
-async def _never() -> None:
-    await asyncio.get_running_loop().create_future()

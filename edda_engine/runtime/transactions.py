@@ -9,6 +9,7 @@ is late is refused by another thread: from then on no statement of it is execute
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from edda_engine.storage.database import WRITE_OPTION, Database, is_outage, may_
 _log = logging.getLogger(__name__)
 
 
-_ENDS_TRANSACTION = ("COMMIT", "ROLLBA", "END", "BEGIN", "START ")
+_ENDS_TRANSACTION = re.compile(r"\s*(commit|rollback(?!\s+to)|end|abort)\b", re.IGNORECASE)
 _COMMITS_BY_ITSELF = (
     "An activity's transaction is committed with its history row, not by itself: use the session's commit() and"
     " rollback(), which end savepoints, or begin_nested(); leave the connection's own transaction alone."
@@ -170,7 +171,7 @@ class AttemptTransaction:
             raise UsageError(_COMMITS_BY_ITSELF)
 
     def _guard(self, _conn: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.lstrip()[:6].upper() in _ENDS_TRANSACTION and " TO " not in statement.upper():
+        if _ENDS_TRANSACTION.match(statement) is not None:
             raise UsageError(_COMMITS_BY_ITSELF)
         if self._state is _State.REFUSED:
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
