@@ -370,7 +370,7 @@ def test_a_gather_that_failed_fast_ends_the_same_after_the_lease_was_lost_before
         await asyncio.gather(fails(ctx), good(ctx))
 
     async def lives() -> Status:
-        async with edda(database_url, probe=lose_the_lease_once) as first:
+        async with edda(database_url, probe=lose_the_lease_once):
             await flow.options(instance_id="fails-fast").start()
             await until(lambda: ends)
         tables.give_back("fails-fast")
