@@ -34,13 +34,13 @@ QUITS = RetryPolicy(max_attempts=3, initial_interval=0.05, non_retryable_error_t
 
 
 @activity
-def one(ctx: WorkflowContext) -> int:
+def single_step(ctx: WorkflowContext) -> int:
     return 1
 
 
 @workflow
 async def well_behaved(ctx: WorkflowContext) -> int:
-    return await one(ctx)
+    return await single_step(ctx)
 
 
 async def blocked(app: EddaApp, instance_id: str) -> str:
@@ -68,13 +68,13 @@ def test_now_in_one_branch_while_another_waits_for_its_retry(database_url: str) 
         return ctx.attempt
 
     async def timed(ctx: WorkflowContext) -> str:
-        await one(ctx)
+        await single_step(ctx)
         return ctx.now().isoformat()
 
     @workflow
     async def flow(ctx: WorkflowContext) -> list[Any]:
         attempt, moment = await asyncio.gather(flaky(ctx), timed(ctx))
-        return [attempt, len(moment) > 0, await one(ctx)]
+        return [attempt, len(moment) > 0, await single_step(ctx)]
 
     async def life() -> Any:
         async with edda(database_url) as app:
@@ -94,17 +94,17 @@ async def _leave() -> None:
 
 @workflow
 async def quits_in_a_gathered_helper(ctx: WorkflowContext) -> None:
-    await asyncio.gather(_leave(), one(ctx))
+    await asyncio.gather(_leave(), single_step(ctx))
 
 
 @workflow
 def quits_in_a_branch_of_a_plain_body(ctx: SyncWorkflowContext) -> None:
-    ctx.gather(lambda: sys.exit(5), lambda: one(ctx))
+    ctx.gather(lambda: sys.exit(5), lambda: single_step(ctx))
 
 
 @workflow
 async def quits_in_a_gathered_activity(ctx: WorkflowContext) -> None:
-    await asyncio.gather(quits(ctx), one(ctx))
+    await asyncio.gather(quits(ctx), single_step(ctx))
 
 
 @workflow
@@ -251,7 +251,7 @@ def test_a_body_that_catches_everything_around_a_mismatch_does_not_keep_the_loop
             try:
                 if is_edited:
                     turns += 1
-                    return await one(ctx)
+                    return await single_step(ctx)
                 await before(ctx)
                 return await finish(ctx)
             except Exception:
@@ -321,7 +321,7 @@ def test_an_activity_id_that_cannot_be_stored_is_refused_at_the_call(database_ur
     @workflow
     async def flow(ctx: WorkflowContext) -> str:
         try:
-            await one(ctx, activity_id=wrong)
+            await single_step(ctx, activity_id=wrong)
         except UsageError as error:
             return str(error)
         return "taken"
@@ -361,8 +361,8 @@ def test_a_gather_that_failed_fast_ends_the_same_after_the_lease_was_lost_before
 
     async def good(ctx: WorkflowContext) -> None:
         for _ in range(6):
-            await asyncio.gather(one(ctx), one(ctx))
-        await one(ctx)
+            await asyncio.gather(single_step(ctx), single_step(ctx))
+        await single_step(ctx)
         bad_one.open()
 
     @workflow
@@ -497,11 +497,11 @@ def test_parked_bodies_that_find_no_place_in_memory_complete_by_replay(database_
 
     @workflow
     async def flow(ctx: WorkflowContext, number: int) -> list[int]:
-        return [await one(ctx), *await asyncio.gather(*(flaky(ctx, number + more) for more in range(3)))]
+        return [await single_step(ctx), *await asyncio.gather(*(flaky(ctx, number + more) for more in range(3)))]
 
     @workflow
     def plain_flow(ctx: SyncWorkflowContext, number: int) -> list[int]:
-        return [one(ctx), *ctx.gather(*(lambda more=more: flaky(ctx, number + more) for more in range(3)))]
+        return [single_step(ctx), *ctx.gather(*(lambda more=more: flaky(ctx, number + more) for more in range(3)))]
 
     async def life() -> list[Any]:
         async with edda(database_url, max_parked=2) as app:
@@ -524,7 +524,7 @@ def test_a_slow_transaction_that_cancels_stalls_no_other_workflow(postgres_url: 
 
     @workflow(lock_timeout_seconds=1.0)
     async def cancelled_in_vain(ctx: WorkflowContext) -> int:
-        return await wait(ctx) + await one(ctx)
+        return await wait(ctx) + await single_step(ctx)
 
     async def life() -> tuple[bool, Any]:
         async with edda(postgres_url) as app:

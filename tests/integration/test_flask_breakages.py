@@ -29,13 +29,13 @@ QUICKLY = RetryPolicy(max_attempts=3, initial_interval=0.05)
 
 
 @activity
-def one(ctx: WorkflowContext) -> int:
+def plain_step(ctx: WorkflowContext) -> int:
     return 1
 
 
 @workflow
-async def well_behaved(ctx: WorkflowContext) -> int:
-    return await one(ctx)
+async def well_behaved_beside(ctx: WorkflowContext) -> int:
+    return await plain_step(ctx)
 
 
 @pytest.fixture
@@ -103,13 +103,13 @@ def test_a_commit_past_the_session_is_not_durable_even_if_the_activity_catches_t
 
 @pytest.mark.parametrize("is_stopped_by", ["loop.stop", "SystemExit"])
 def test_a_loop_that_was_stopped_from_inside_goes_on_or_is_replaced(shop: Shop, is_stopped_by: str) -> None:
-    assert shop.edda.result(begin(shop, well_behaved), timeout=15) == 1
+    assert shop.edda.result(begin(shop, well_behaved_beside), timeout=15) == 1
     loop = shop.app.extensions["edda"]._loop_thread._loop
     if is_stopped_by == "loop.stop":
         loop.call_soon_threadsafe(loop.stop)
     else:
         loop.call_soon_threadsafe(sys.exit, 3)
-    assert shop.edda.result(begin(shop, well_behaved), timeout=15) == 1
+    assert shop.edda.result(begin(shop, well_behaved_beside), timeout=15) == 1
 
 
 def test_a_system_exit_in_a_branch_leaves_the_loop_to_the_others(shop: Shop) -> None:
@@ -122,20 +122,20 @@ def test_a_system_exit_in_a_branch_leaves_the_loop_to_the_others(shop: Shop) -> 
 
     @workflow
     async def by_helper(ctx: WorkflowContext) -> None:
-        await asyncio.gather(leave(), one(ctx))
+        await asyncio.gather(leave(), plain_step(ctx))
 
     @workflow
     async def by_activity(ctx: WorkflowContext) -> None:
-        await asyncio.gather(quit_it(ctx), one(ctx))
+        await asyncio.gather(quit_it(ctx), plain_step(ctx))
 
     @workflow
     def by_branch(ctx: Any) -> None:
-        ctx.gather(lambda: sys.exit(5), lambda: one(ctx))
+        ctx.gather(lambda: sys.exit(5), lambda: plain_step(ctx))
 
     for quitting in (by_helper, by_activity, by_branch):
         with pytest.raises(WorkflowFailedError):
             shop.edda.result(begin(shop, quitting), timeout=15)
-        assert shop.edda.result(begin(shop, well_behaved), timeout=15) == 1
+        assert shop.edda.result(begin(shop, well_behaved_beside), timeout=15) == 1
 
 
 def test_a_cancel_that_was_undone_by_closing_the_session_has_no_effect(shop: Shop, database_url: str) -> None:
@@ -148,7 +148,7 @@ def test_a_cancel_that_was_undone_by_closing_the_session_has_no_effect(shop: Sho
 
     @workflow
     async def flow(ctx: WorkflowContext) -> int:
-        return await wait(ctx) + await one(ctx)
+        return await wait(ctx) + await plain_step(ctx)
 
     instance_id = begin(shop, flow)
     assert gate.reached.wait(15)
@@ -172,7 +172,7 @@ def test_a_request_that_holds_its_cancel_uncommitted_stalls_no_other_workflow(po
 
     @workflow(lock_timeout_seconds=1.0)
     async def cancelled_in_vain(ctx: WorkflowContext) -> int:
-        return await wait(ctx) + await one(ctx)
+        return await wait(ctx) + await plain_step(ctx)
 
     with open_shop(postgres_url) as shop:
         instance_id = begin(shop, cancelled_in_vain)
@@ -180,7 +180,7 @@ def test_a_request_that_holds_its_cancel_uncommitted_stalls_no_other_workflow(po
         with shop.app.app_context():
             assert shop.edda.cancel(instance_id) is True
             gate.open()  # its step is to be saved now, and the request has locked its row
-            beside = well_behaved.options(session=None).start()
+            beside = well_behaved_beside.options(session=None).start()
             assert shop.edda.result(beside, timeout=5) == 1
             shop.db.session.rollback()
         assert shop.edda.result(instance_id, timeout=15) == 2
@@ -197,7 +197,7 @@ def test_a_worker_without_auto_migrate_says_what_to_do_and_works_after_the_upgra
         done = shop.app.test_cli_runner().invoke(args=["edda", "upgrade"])
         assert done.exit_code == 0, done.output
         starting.join(20)
-        assert shop.edda.result(begin(shop, well_behaved), timeout=15) == 1
+        assert shop.edda.result(begin(shop, well_behaved_beside), timeout=15) == 1
     assert [record.levelno for record in caplog.records if "need an upgrade" in record.message] == [logging.ERROR]
 
 
@@ -211,7 +211,7 @@ def test_a_setting_that_is_misspelt_is_one_line_that_names_the_right_one(sqlite_
 
 def test_start_takes_no_name(shop: Shop) -> None:
     with shop.app.app_context(), pytest.raises(UsageError, match="start"):
-        shop.edda.start("well_behaved")  # type: ignore[arg-type]
+        shop.edda.start("well_behaved_beside")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("call", ["cancel", "retry"])
