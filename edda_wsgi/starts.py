@@ -35,6 +35,7 @@ class Unsaved:
     def __init__(self, session: Session) -> None:
         self._changes: list[_Change] = []
         self._lost: list[str] = []
+        self._closed: list[str] = []
         event.listen(session, "after_commit", self._committed)
         event.listen(session, "after_soft_rollback", self._rolled_back)
         event.listen(session, "after_transaction_end", self._ended)
@@ -56,7 +57,8 @@ class Unsaved:
     def _ended(self, _session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:
             # Neither committed nor rolled back, but closed: that it was started is remembered for the warning only.
-            self._lost += self.instance_ids
+            self._closed = self.instance_ids
+            self._lost += self._closed
             self._changes = []
 
     def forget(self) -> None:
@@ -80,6 +82,8 @@ class Unsaved:
         if previous.nested:
             self._changes = [change for change in self._changes if change.savepoint is not previous]
         elif previous.parent is None:
+            # Rolled back on purpose: not lost, although the end of the transaction was told first.
+            self._lost = [instance_id for instance_id in self._lost if instance_id not in self._closed]
             self._changes = []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import uuid
@@ -14,6 +15,7 @@ from sqlalchemy import make_url
 
 from edda_engine.activity import activities
 from edda_engine.workflow import workflows
+from edda_wsgi.application import everywhere
 
 
 @pytest.fixture(scope="session")
@@ -66,9 +68,26 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def forgetful_registry() -> Iterator[None]:
-    """Workflows and activities declared inside a test are forgotten after it."""
-    before = workflows.snapshot(), activities.snapshot()
+def forgetful_registry(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Workflows and activities declared inside a test are forgotten after it.
+
+    A test sees what the tests declare, and of other packages only those that its module names in ``DECLARED_IN``.
+    """
+    named = ("tests", *getattr(request.module, "DECLARED_IN", ()))
+    everything = workflows.snapshot(), activities.snapshot()
+    workflows.restore({name: found for name, found in everything[0].items() if found.__module__.startswith(named)})
+    activities.restore({name: found for name, found in everything[1].items() if found.__module__.startswith(named)})
     yield
-    workflows.restore(before[0])
-    activities.restore(before[1])
+    workflows.restore(everything[0])
+    activities.restore(everything[1])
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """No engine outlives its test, and no test loses its log because another one configured logging from a file."""
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
+    yield
+    for application in list(everywhere):
+        application.stop_engine(0.0)

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from edda_engine.activity import Activity
 from edda_engine.core.codec import check_size
 from edda_engine.core.events import EventType, Recorded, StepKey, event_json
@@ -141,7 +143,7 @@ class StepWork:
                     step = self._completed(ending.result_json, tuple(attempt.outbox))
                     try:
                         saved = await self._commit(step)
-                    except Exception as refused:
+                    except (SQLAlchemyError, ValueError) as refused:  # ValueError: the driver cannot even send it
                         return await self._give_up(self._unstorable(refused), GiveUp(number, exhausted=False))
                     return await self._conclude(attempt, saved, ending.value)
                 case attempts.Written():

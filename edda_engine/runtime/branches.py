@@ -92,15 +92,17 @@ def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
         around = _line.get()
-        if around is None or options.get("context") is not None or _is_ours(coroutine):
+        if around is None or options.get("context") is not None:
             return make(loop, coroutine, **options)
-        line = around.fork()
+        line = None if _is_ours(coroutine) else around.fork()
         context = contextvars.copy_context()
-        context.run(_line.set, line)
+        if line is not None:
+            context.run(_line.set, line)
         task = make(loop, guarded(coroutine), **options, context=context)
         # Closed once more: a task that is cancelled before its first step never comes to await it.
         task.add_done_callback(lambda _: coroutine.close())
-        line._note(task)
+        if line is not None:
+            line._note(task)
         return task
 
     factory.is_of_edda = True  # type: ignore[attr-defined]

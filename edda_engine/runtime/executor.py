@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from edda_engine.core.codec import check_size
 from edda_engine.core.events import Recorded
@@ -249,7 +249,7 @@ class Executor:
             await self._end(run, unit, error)
         except LeaseLostError:
             self._let_go(run)
-        except Exception as refused:
+        except (SQLAlchemyError, ValueError) as refused:  # ValueError: the driver cannot even send it
             if is_outage(refused):
                 self._let_go(run)
                 return

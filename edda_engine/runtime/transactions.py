@@ -59,6 +59,7 @@ class AttemptTransaction:
         self._connection: Connection | None = None
         self._give_back: Callable[[], None] = lambda: None
         self._state = _State.OPEN
+        self._is_spoilt = False
         self._lock = threading.Lock()
         self._backend_pid: int | None = None
         self.saw_outage = False
@@ -105,6 +106,8 @@ class AttemptTransaction:
 
         :raises sqlalchemy.exc.DBAPIError: the database refuses; whether it is an outage tells :attr:`saw_outage`.
         """
+        if self._is_spoilt:
+            raise UsageError(_COMMITS_BY_ITSELF)
         with self._lock:
             self._refuse_if_over()
             self._state = _State.COMMITTING
@@ -166,12 +169,18 @@ class AttemptTransaction:
         if self._state in (_State.REFUSED, _State.OVER):
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
 
-    def _refuse_commit(self, _conn: Connection) -> None:
+    def _refuse_commit(self, conn: Connection) -> None:
         if self._state is not _State.COMMITTING:
+            # SQLAlchemy takes its transaction for ended from here on; the database must as well, and the attempt.
+            self._is_spoilt = True
+            raw: Any = conn.connection.dbapi_connection
+            raw.rollback()
             raise UsageError(_COMMITS_BY_ITSELF)
 
     def _guard(self, _conn: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         if _ENDS_TRANSACTION.match(statement) is not None:
+            raise UsageError(_COMMITS_BY_ITSELF)
+        if self._is_spoilt:
             raise UsageError(_COMMITS_BY_ITSELF)
         if self._state is _State.REFUSED:
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
@@ -204,7 +213,7 @@ class AttemptTransaction:
             conn, self._connection = self._connection, None
         try:
             if conn is not None:
-                if was_refused:
+                if was_refused or self._is_spoilt:
                     # Its transaction was ended behind its back; nobody else may get this connection.
                     with suppress(SQLAlchemyError):
                         conn.invalidate()

@@ -26,6 +26,7 @@ from tests.support import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 README_APP = ROOT / "docs" / "examples" / "readme_app.py"
+DECLARED_IN = ("example_flask_app",)
 DEMO = [sys.executable, "-W", "error", "-m", "example_flask_app.demo"]
 
 
