@@ -282,6 +282,8 @@ class Application:
         """Drain and stop the engine of this process; does nothing if there is none."""
         if self._pid != os.getpid():
             return
+        if self._loop_thread is not None:
+            self._loop_thread.refuse_own_thread()
         with self._lock:
             loop_thread, engine, starting = self._loop_thread, self._engine, self._starting
             self._loop_thread = self._engine = self._starting = None

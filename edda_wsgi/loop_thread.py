@@ -36,14 +36,20 @@ class LoopThread:
         """Run a coroutine on the loop, and do not wait for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
+    def refuse_own_thread(self) -> None:
+        """Waiting for the loop on its own thread would never end.
+
+        :raises UsageError: called on the loop's own thread.
+        """
+        if threading.current_thread() is self._thread:
+            raise UsageError("This would block the event loop waiting for itself; call it from another thread.")
+
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run a coroutine on the loop and wait for its result.
 
         :raises UsageError: called on the loop's own thread, which would wait for itself for ever.
         """
-        if threading.current_thread() is self._thread:
-            coroutine.close()
-            raise UsageError("This would block the event loop waiting for itself; call it from another thread.")
+        self.refuse_own_thread()
         return self.submit(coroutine).result(timeout)
 
     def stop(self) -> None:

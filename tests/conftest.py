@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,9 +72,9 @@ def database_url(request: pytest.FixtureRequest) -> str:
 def forgetful_registry(request: pytest.FixtureRequest) -> Iterator[None]:
     """Workflows and activities declared inside a test are forgotten after it.
 
-    A test sees what the tests declare, and of other packages only those that its module names in ``DECLARED_IN``.
+    A test sees what its own module declares, and those that it names in ``DECLARED_IN``.
     """
-    named = ("tests", *getattr(request.module, "DECLARED_IN", ()))
+    named = (request.module.__name__, *getattr(request.module, "DECLARED_IN", ()))
     everything = workflows.snapshot(), activities.snapshot()
     workflows.restore({name: found for name, found in everything[0].items() if found.__module__.startswith(named)})
     activities.restore({name: found for name, found in everything[1].items() if found.__module__.startswith(named)})
@@ -91,3 +92,4 @@ def nothing_left_running() -> Iterator[None]:
     yield
     for application in list(everywhere):
         application.stop_engine(0.0)
+    assert not [thread.name for thread in threading.enumerate() if thread.name == "edda-loop"]

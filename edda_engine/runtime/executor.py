@@ -141,9 +141,14 @@ class Executor:
 
     async def find_recorded(self, instance_id: str, activity_id: str) -> Recorded | None:
         """Once the database answers: what it has of a step."""
-        await self._service.wait_until_reachable()
         key = (instance_id, activity_id)
-        return (await self._service.read(lambda conn: history.load_steps(conn, [key]))).get(key)
+        while True:
+            await self._service.wait_until_reachable()
+            try:
+                return (await self._service.read(lambda conn: history.load_steps(conn, [key]))).get(key)
+            except DBAPIError as error:
+                if not is_outage(error):
+                    raise
 
     def has_gone_idle(self, run: Run) -> None:
         """Give the lease back and keep the body suspended."""

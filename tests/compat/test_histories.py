@@ -29,6 +29,8 @@ from tests.compat import release_0_1_0  # noqa: F401  declares its workflows onc
 
 RECORDINGS = sorted((Path(__file__).parent / "histories").glob("*.json"))
 
+DECLARED_IN = ("tests.compat",)
+
 
 @pytest.fixture(params=RECORDINGS, ids=lambda path: path.stem)
 def recording(request: pytest.FixtureRequest) -> dict[str, Any]:
