@@ -49,7 +49,11 @@ class LoopThread:
 
         :raises UsageError: called on the loop's own thread, which would wait for itself for ever.
         """
-        self.refuse_own_thread()
+        try:
+            self.refuse_own_thread()
+        except UsageError:
+            coroutine.close()
+            raise
         return self.submit(coroutine).result(timeout)
 
     def stop(self) -> None:
