@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,6 +37,16 @@ QUITS = RetryPolicy(max_attempts=3, initial_interval=0.05, non_retryable_error_t
 @activity
 def single_step(ctx: WorkflowContext) -> int:
     return 1
+
+
+LEFT_UNAWAITED: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def close_what_was_left_unawaited() -> Iterator[None]:
+    yield
+    while LEFT_UNAWAITED:
+        LEFT_UNAWAITED.pop().close()
 
 
 @workflow
@@ -432,7 +443,8 @@ async def returns_what_a_validator_breaks_on(ctx: WorkflowContext) -> Checked:
 
 @workflow
 async def returns_a_coroutine(ctx: WorkflowContext) -> Any:
-    return well_behaved.function(ctx)
+    LEFT_UNAWAITED.append(well_behaved.function(ctx))
+    return LEFT_UNAWAITED[-1]
 
 
 @workflow

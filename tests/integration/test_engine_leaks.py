@@ -45,6 +45,8 @@ def test_two_thousand_activities_leak_no_connection_no_thread_and_no_task(databa
             thinks(ctx)
             thinks_async(ctx)
 
+    before = set(threading.enumerate())  # other tests leave worlds behind on purpose
+
     async def main() -> None:
         async with edda(database_url, threads=4) as app:
             engine = app._engine
@@ -57,7 +59,11 @@ def test_two_thousand_activities_leak_no_connection_no_thread_and_no_task(databa
             made = engine._async_engines._made
             assert made is not None
             assert made.pool.checkedout() == 0  # type: ignore[attr-defined]
-            named = [thread.name for thread in threading.enumerate() if thread.name.startswith("edda-")]
+            named = [
+                thread.name
+                for thread in threading.enumerate()
+                if thread not in before and thread.name.startswith("edda-")
+            ]
             assert len([name for name in named if name.startswith("edda-activity")]) <= 4
             assert len(named) <= 4 + 3  # and the committer, the service thread and the sign of life
             assert len(asyncio.all_tasks()) <= 1 + 3  # this one, and the engine's services
@@ -71,10 +77,12 @@ def test_a_stopped_application_leaves_no_thread_and_no_connection(database_url: 
     @workflow
     async def quick(ctx: WorkflowContext) -> None: ...
 
+    before = set(threading.enumerate())
+
     async def main() -> None:
         async with edda(database_url) as app:
             await app.result(await app.start(quick), timeout=20)
-        await until(lambda: not [each.name for each in threading.enumerate() if each.name.startswith("edda-")])
+        await until(lambda: not [each for each in set(threading.enumerate()) - before if each.name.startswith("edda-")])
         assert app._database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
     asyncio.run(main())
