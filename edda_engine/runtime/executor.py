@@ -311,6 +311,7 @@ class Executor:
             del self.held[run.instance_id]
         if self._parked.get(run.instance_id) is run:
             del self._parked[run.instance_id]
+        self._wanted_back.discard(run.instance_id)
         for task in list(run._tasks):
             task.cancel()
         self._has_room()
