@@ -1,4 +1,4 @@
-"""The atomic units: what is written together or not at all, each refused without a valid lease.
+"""The atomic units, written: together or not at all, each refused without a valid lease.
 
 Units of many instances share one transaction. The leases of all are checked and locked first, in one
 statement; a unit whose lease is gone is left out without harming the others. A step that is recorded already
@@ -9,113 +9,49 @@ is what counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from sqlalchemy import Connection, Float, bindparam, literal, select, update
+from sqlalchemy import Connection, Float, bindparam, func, insert, literal, null, select, update
 
-from edda_engine.core.events import FORMAT, EventType, Recorded, StepKey
-from edda_engine.core.ports import OutboxEvent
+from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
-from edda_engine.storage import history, outbox, retries
-from edda_engine.storage.retries import RetryState
+from edda_engine.storage import channels, history, messages, outbox, retries, taking, waits
 from edda_engine.storage.schema import instances
 from edda_engine.storage.types import clock, clock_plus
+from edda_engine.storage.units import (
+    AlreadyRecorded,
+    Attempt,
+    BatchOutcome,
+    Block,
+    Busy,
+    End,
+    Holder,
+    LeaseLost,
+    Open,
+    Outcome,
+    PutBack,
+    Refused,
+    Saved,
+    Step,
+    Subscribe,
+    Successor,
+    Take,
+    Unit,
+    Wait,
+)
+
+__all__ = [
+    "AlreadyRecorded", "Attempt", "BatchOutcome", "Block", "Busy", "End", "Holder", "LeaseLost", "Open", "Outcome",
+    "PutBack", "Refused", "Saved", "Step", "Subscribe", "Successor", "Take", "Unit", "Wait", "commit_step",
+    "commit_units",
+]  # fmt: skip
 
 _C = instances.c
 
 _Held = dict[str, tuple[str | None, int, bool]]
 """By instance: who holds it, at which epoch, and whether it was asked to stop."""
 
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who writes: refused unless *worker_id* still holds the lease of that *epoch*."""
-
-    instance_id: str
-    worker_id: str
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step's outcome, with the events that belong to it."""
-
-    holder: Holder
-    key: StepKey
-    seq: int
-    event_type: EventType
-    event_json: str
-    outbox: tuple[OutboxEvent, ...] = ()
-    had_retries: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A failed attempt that another one will follow."""
-
-    holder: Holder
-    activity_id: str
-    state: RetryState
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Give the lease back until *delay_seconds* have passed."""
-
-    holder: Holder
-    status: Status
-    delay_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The final outcome of an instance."""
-
-    holder: Holder
-    status: Status
-    output_json: str | None = None
-    error_json: str | None = None
-    had_retries: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Something keeps the instance from going on; it stays visible, and nobody claims it until an operator acts."""
-
-    holder: Holder
-    error_json: str
-
-
-Unit = Step | Attempt | Wait | End | Block
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """The unit is written. *is_cancelled*: the instance was asked to stop."""
-
-    is_cancelled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AlreadyRecorded:
-    """The step was recorded before; this is its outcome."""
-
-    event: Recorded
-    is_cancelled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseLost:
-    """Another worker owns the instance; nothing was written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """Somebody else's transaction has locked the instance; nothing was written, and nobody waited. Try again."""
-
-
-Outcome = Saved | AlreadyRecorded | LeaseLost
-BatchOutcome = Outcome | Busy
+_Key = tuple[str, str]
 
 
 def commit_units(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome]:
@@ -135,9 +71,17 @@ def _write_units(conn: Connection, units: Sequence[Unit], held: _Held) -> list[O
     valid = [unit for unit in units if _is_held(unit.holder, held)]
     steps = [unit for unit in valid if isinstance(unit, Step)]
     recorded_before = _commit_steps(conn, steps)
+    # A run that was asked to stop takes nothing: its body would never see it.
+    takes = [unit for unit in valid if isinstance(unit, Take) and not held[unit.holder.instance_id][2]]
+    answers = taking.commit_takes(conn, takes)
+    for unit in valid:
+        if isinstance(unit, Subscribe):
+            answers[_key(unit)] = taking.commit_subscription(conn, unit)
+        elif isinstance(unit, PutBack):
+            taking.put_back(conn, unit)
     _commit_attempts(conn, [unit for unit in valid if isinstance(unit, Attempt)])
-    _commit_waits(conn, [unit for unit in valid if isinstance(unit, Wait)], held)
-    _commit_ends(conn, [unit for unit in valid if isinstance(unit, End)])
+    due = _commit_waits(conn, [unit for unit in valid if isinstance(unit, Wait)], held)
+    _commit_ends(conn, [_unless_cancelled(unit, held) for unit in valid if isinstance(unit, End)])
     _commit_blocks(conn, [unit for unit in valid if isinstance(unit, Block)])
     outcomes: list[Outcome] = []
     for unit in units:
@@ -145,9 +89,18 @@ def _write_units(conn: Connection, units: Sequence[Unit], held: _Held) -> list[O
             outcomes.append(LeaseLost())
             continue
         is_cancelled = held[unit.holder.instance_id][2]
-        known = recorded_before.get((unit.holder.instance_id, unit.key.activity_id)) if isinstance(unit, Step) else None
-        outcomes.append(Saved(is_cancelled) if known is None else AlreadyRecorded(known, is_cancelled))
+        match unit:
+            case Step() if (known := recorded_before.get(_key(unit))) is not None:
+                outcomes.append(AlreadyRecorded(known, is_cancelled))
+            case Take() | Subscribe():
+                outcomes.append(replace(answers.get(_key(unit), Open(None)), is_cancelled=is_cancelled))
+            case _:
+                outcomes.append(Saved(is_cancelled, is_due=unit.holder.instance_id in due))
     return outcomes
+
+
+def _key(unit: Step | Take | Subscribe) -> _Key:
+    return unit.holder.instance_id, unit.key.activity_id
 
 
 def commit_step(conn: Connection, step: Step) -> Outcome:
@@ -177,29 +130,18 @@ def _is_held(holder: Holder, held: _Held) -> bool:
     return row is not None and row[0] == holder.worker_id and row[1] == holder.epoch
 
 
-def _commit_steps(conn: Connection, steps: Sequence[Step]) -> dict[tuple[str, str], Recorded]:
+def _commit_steps(conn: Connection, steps: Sequence[Step]) -> dict[_Key, Recorded]:
     if not steps:
         return {}
-    written = history.insert_steps(
-        conn,
-        [
-            {
-                "instance_id": step.holder.instance_id,
-                "activity_id": step.key.activity_id,
-                "seq": step.seq,
-                "branch": step.key.branch,
-                "position": step.key.position,
-                "event_type": step.event_type,
-                "event_data": step.event_json,
-                "format": FORMAT,
-            }
-            for step in steps
-        ],
-    )
-    keys = [(step.holder.instance_id, step.key.activity_id) for step in steps]
+    written = history.insert_steps(conn, [step.as_row() for step in steps])
+    keys = [_key(step) for step in steps]
     outbox.insert_events(
         conn, [(*key, event) for key, step in zip(keys, steps, strict=True) if key in written for event in step.outbox]
     )
+    messages.insert_messages(
+        conn, [message for key, step in zip(keys, steps, strict=True) if key in written for message in step.messages]
+    )
+    waits.forget(conn, [key for key, step in zip(keys, steps, strict=True) if step.ends_wait])
     retries.forget(conn, [key for key, step in zip(keys, steps, strict=True) if step.had_retries])
     missing = [key for key in keys if key not in written]
     return history.load_steps(conn, missing) if missing else {}
@@ -210,32 +152,38 @@ def _commit_attempts(conn: Connection, attempts: Sequence[Attempt]) -> None:
         retries.save(conn, [(unit.holder.instance_id, unit.activity_id, unit.state) for unit in attempts])
 
 
-def _commit_waits(conn: Connection, waits: Sequence[Wait], held: _Held) -> None:
-    if not waits:
-        return
-    statement = (
-        update(instances)
-        .where(_C.instance_id == bindparam("id"))
-        .values(
-            status=bindparam("new_status"),
-            locked_by=None,
-            lock_expires_at=None,
-            wake_at=clock_plus(bindparam("delay", type_=Float)),
-            updated_at=clock(),
-        )
-    )
-    conn.execute(
-        statement,
-        [
-            {
-                "id": wait.holder.instance_id,
-                "new_status": wait.status,
-                # One that was asked to stop is due at once: its next run finds that out and ends it.
-                "delay": 0.0 if held[wait.holder.instance_id][2] else wait.delay_seconds,
-            }
-            for wait in waits
-        ],
-    )
+def _commit_waits(conn: Connection, released: Sequence[Wait], held: _Held) -> set[str]:
+    """Give leases back. What came while its instance was held makes it due again at once; returns those that are."""
+    if not released:
+        return set()
+    ids = [unit.holder.instance_id for unit in released]
+    due = {instance_id for instance_id, _ in waits.with_mail(conn, ids)}
+    # One that was asked to stop is due at once: its next run finds that out and ends it.
+    due |= {instance_id for instance_id in ids if held[instance_id][2]}
+    # By the database's clock: the delay was measured when the body paused, and this commit may be late.
+    deadlines = waits.due_in_seconds(conn, ids)
+    delays: dict[str, float | None] = {}
+    for unit in released:
+        known = [unit.delay_seconds, deadlines.get(unit.holder.instance_id)]
+        first = min((seconds for seconds in known if seconds is not None), default=None)
+        delays[unit.holder.instance_id] = 0.0 if unit.holder.instance_id in due else first
+    for is_timed, statement in ((True, _RELEASE_UNTIL), (False, _RELEASE)):
+        rows = [
+            {"id": unit.holder.instance_id, "new_status": unit.status, "delay": delays[unit.holder.instance_id]}
+            for unit in released
+            if (delays[unit.holder.instance_id] is not None) == is_timed
+        ]
+        if rows:
+            conn.execute(statement, rows)
+    return due
+
+
+_RELEASE = (
+    update(instances)
+    .where(_C.instance_id == bindparam("id"))
+    .values(status=bindparam("new_status"), locked_by=None, lock_expires_at=None, wake_at=null(), updated_at=clock())
+)
+_RELEASE_UNTIL = _RELEASE.values(wake_at=clock_plus(bindparam("delay", type_=Float)))
 
 
 def _commit_ends(conn: Connection, ends: Sequence[End]) -> None:
@@ -267,11 +215,47 @@ def _commit_ends(conn: Connection, ends: Sequence[End]) -> None:
             for end in ends
         ],
     )
-    # A branch may have been waiting for its next attempt when the body ended.
+    # A branch may have been waiting for its next attempt, or for a message, when the body ended.
     retries.forget_instances(conn, [end.holder.instance_id for end in ends if end.had_retries])
+    waits.forget_instances(conn, [end.holder.instance_id for end in ends if end.had_waits])
+    left = [end.mailbox for end in ends if end.mailbox is not None and end.successor is None]
+    channels.forget_mailboxes(conn, left)
+    for end in ends:
+        if end.successor is not None:
+            _start_successor(conn, end.holder.instance_id, end.successor)
+
+
+def _unless_cancelled(end: End, held: _Held) -> End:
+    """A run that was asked to stop has no successor."""
+    if end.successor is None or not held[end.holder.instance_id][2]:
+        return end
+    return replace(end, status=Status.CANCELLED, successor=None)
+
+
+def _start_successor(conn: Connection, instance_id: str, successor: Successor) -> None:
+    """Start the run that goes on: it has its predecessor's mailbox, and with it what is unread."""
+    same = ("workflow_name", "service", "priority", "lock_timeout_seconds", "parent_instance_id")
+    values = {
+        "instance_id": literal(successor.instance_id),
+        "input": literal(successor.input_json, _C.input.type),
+        "source_hash": literal(successor.source_hash),
+        "status": literal(str(Status.PENDING)),
+        "wake_at": clock(),
+        "created_at": clock(),
+        "updated_at": clock(),
+        "continued_from": _C.instance_id,
+        "mailbox": func.coalesce(_C.mailbox, _C.instance_id),
+    } | {name: _C[name] for name in same}
+    conn.execute(
+        insert(instances).from_select(
+            list(values), select(*values.values()).where(_C.instance_id == instance_id), include_defaults=False
+        )
+    )
 
 
 def _commit_blocks(conn: Connection, blocks: Sequence[Block]) -> None:
+    # What they wait for goes to others meanwhile; once they go on they wait anew.
+    waits.forget_instances(conn, [block.holder.instance_id for block in blocks])
     for block in blocks:
         conn.execute(
             update(instances)

@@ -127,6 +127,13 @@ class Database:
         finally:
             give_back()
 
+    def autocommitting(self) -> Connection:
+        """A connection of the service pool on which each statement is a transaction of its own.
+
+        For a look that is one statement, and for what must not be in a transaction: it saves BEGIN and its end.
+        """
+        return self.service.connect().execution_options(isolation_level="AUTOCOMMIT")
+
     def reads_a_snapshot(self, conn: Connection) -> bool:
         """Whether the application's engine runs its transactions above READ COMMITTED; asked once."""
         if self.is_sqlite:

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, tuple_
+from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from edda_engine.core.codec import parse
 from edda_engine.core.events import EventType, HistoryEvent, Recorded
+from edda_engine.storage.keys import among
 from edda_engine.storage.schema import history
 from edda_engine.storage.types import clock
 
@@ -30,6 +31,15 @@ def insert_steps(conn: Connection, rows: Sequence[dict[str, Any]]) -> set[tuple[
     return {(row[0], row[1]) for row in conn.execute(statement, rows)}
 
 
+def replace_step(conn: Connection, key: tuple[str, str], event_type: EventType, event_json: str) -> None:
+    """Record another end of a step: only for a wait that is withdrawn before its body saw what it had taken."""
+    conn.execute(
+        update(history)
+        .where(_C.instance_id == key[0], _C.activity_id == key[1])
+        .values(event_type=event_type, event_data=event_json)
+    )
+
+
 def load(conn: Connection, instance_ids: Collection[str]) -> dict[str, tuple[list[Recorded], int]]:
     """The recorded steps of instances, and the last ``seq`` of each."""
     found: dict[str, tuple[list[Recorded], int]] = defaultdict(lambda: ([], 0))
@@ -43,7 +53,7 @@ def load(conn: Connection, instance_ids: Collection[str]) -> dict[str, tuple[lis
 
 def load_steps(conn: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Recorded]:
     """Single steps, for those who found them recorded already."""
-    query = select(*_RECORDED).where(tuple_(_C.instance_id, _C.activity_id).in_(list(keys)))
+    query = select(*_RECORDED).where(among(conn, (_C.instance_id, _C.activity_id), keys))
     return {(row.instance_id, row.activity_id): _recorded(row) for row in conn.execute(query)}
 
 
@@ -55,6 +65,23 @@ def timeline(conn: Connection, instance_id: str) -> list[HistoryEvent]:
         .order_by(_C.seq, _C.created_at)
     )
     return [HistoryEvent(row[0], row[1], parse(row[2]), row[3]) for row in conn.execute(query)]
+
+
+def subscriptions(conn: Connection, instance_id: str) -> dict[str, str]:
+    """The channels that an instance has subscribed to and not left again, each with its mode."""
+    query = (
+        select(_C.event_type, _C.event_data)
+        .where(_C.instance_id == instance_id, _C.event_type.in_([EventType.SUBSCRIBED, EventType.UNSUBSCRIBED]))
+        .order_by(_C.seq)
+    )
+    found: dict[str, str] = {}
+    for event_type, event_data in conn.execute(query):
+        change = parse(event_data)["input"]
+        if event_type == EventType.SUBSCRIBED:
+            found[change["channel"]] = change["mode"]
+        else:
+            found.pop(change["channel"], None)
+    return found
 
 
 def forget_last_failure(conn: Connection, instance_id: str) -> str | None:

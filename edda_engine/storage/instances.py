@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Float, RowMapping, Select, and_, bindparam, func, literal, or_, select, update
+from sqlalchemy import Connection, Float, RowMapping, Select, and_, bindparam, func, literal, or_, select, text, update
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
@@ -21,6 +21,7 @@ from edda_engine.core.codec import parse
 from edda_engine.core.ports import NewInstance
 from edda_engine.core.status import FINISHED, Status
 from edda_engine.errors import InstanceConflictError
+from edda_engine.storage import channels, waits
 from edda_engine.storage.schema import definitions, instances, workers
 from edda_engine.storage.types import clock, clock_plus
 
@@ -38,6 +39,8 @@ class Lease:
     lock_timeout_seconds: float
     started_at: datetime
     is_cancelled: bool
+    mailbox: str = ""
+    """Under which address the instance gets messages."""
 
     @property
     def has_history(self) -> bool:
@@ -121,11 +124,13 @@ def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collecti
             _C.lock_timeout_seconds,
             _C.started_at,
             _C.cancel_requested_at,
+            func.coalesce(_C.mailbox, _C.instance_id),
         )
     )
     # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
     return [
-        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None) for row in conn.execute(taken)
+        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, row[7])
+        for row in conn.execute(taken)
     ]
 
 
@@ -185,12 +190,23 @@ def release(conn: Connection, *, worker_id: str, instance_ids: Collection[str], 
     )
 
 
+IS_LAST_RUN = text("edda_instances.status <> 'recurred'")
+"""Written out, so that the partial index of mailboxes is found by it."""
+
+
+def current_run(conn: Connection, instance_id: str) -> str:
+    """The last of the runs that have gone on from this one; the id itself if it has not recurred."""
+    mailbox = select(func.coalesce(_C.mailbox, _C.instance_id)).where(_C.instance_id == instance_id).scalar_subquery()
+    query = select(_C.instance_id).where(_C.mailbox == mailbox, IS_LAST_RUN)
+    return str(conn.execute(query).scalar() or instance_id)
+
+
 def make_due(conn: Connection, *, instance_id: str, epoch: int) -> None:
     """Let a waiting instance be claimed now, if nobody has had it since *epoch*."""
     conn.execute(
         update(instances)
         .where(_C.instance_id == instance_id, _C.lock_epoch == epoch, _C.locked_by.is_(None), _NOT_FINISHED)
-        .where(_C.wake_at.is_not(None))
+        .where(_C.error.is_(None))  # one that is blocked stays so
         .values(wake_at=clock())
     )
 
@@ -217,6 +233,8 @@ def request_cancel(conn: Connection, instance_id: str, reason: str | None) -> bo
     values: dict[str, Any] = {"cancel_requested_at": clock(), "cancel_reason": reason, "updated_at": clock()}
     if row.locked_by is None:
         values |= {"status": Status.CANCELLED, "wake_at": None, "completed_at": clock(), "error": None}
+        waits.forget_instances(conn, [instance_id])
+        channels.forget_instance(conn, instance_id)
     conn.execute(update(instances).where(_C.instance_id == instance_id).values(**values))
     return True
 
@@ -228,7 +246,7 @@ def take_up_again(conn: Connection, instance_id: str) -> bool:
         .where(
             _C.instance_id == instance_id,
             _C.locked_by.is_(None),
-            or_(_C.status == Status.FAILED, and_(_NOT_FINISHED, _C.wake_at.is_(None))),
+            or_(_C.status == Status.FAILED, and_(_NOT_FINISHED, _C.wake_at.is_(None), _C.error.is_not(None))),
         )
         .values(
             status=Status.RUNNING,
@@ -245,10 +263,12 @@ def take_up_again(conn: Connection, instance_id: str) -> bool:
     return done.first() is not None
 
 
+_BOX = func.coalesce(_C.mailbox, _C.instance_id).label("mailbox")
+
 _LISTED = (
     _C.instance_id, _C.workflow_name, _C.service, _C.status, _C.input, _C.output, _C.error, _C.source_hash, _C.priority,
     _C.wake_at, _C.locked_by, _C.lock_expires_at, _C.lock_epoch, _C.lock_timeout_seconds, _C.parent_instance_id,
-    _C.continued_from, _C.cancel_requested_at, _C.cancel_reason, _C.created_at, _C.started_at, _C.updated_at,
+    _C.continued_from, _BOX, _C.cancel_requested_at, _C.cancel_reason, _C.created_at, _C.started_at, _C.updated_at,
     _C.completed_at,
 )  # fmt: skip
 
@@ -329,8 +349,8 @@ def unclaimable(conn: Connection, service: str) -> list[tuple[str, int]]:
     if not due:
         return []
     known: set[str] = set()
-    for text in conn.execute(select(workers.c.workflows).where(workers.c.service == service)).scalars():
-        known.update(parse(text))
+    for names_json in conn.execute(select(workers.c.workflows).where(workers.c.service == service)).scalars():
+        known.update(parse(names_json))
     return [(name, count) for name, count in due if name not in known]
 
 

@@ -12,10 +12,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, delete, select, tuple_
+from sqlalchemy import Connection, Float, bindparam, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from edda_engine.core.codec import parse
+from edda_engine.storage.keys import among
 from edda_engine.storage.schema import retries
 from edda_engine.storage.types import clock_plus, seconds_since
 
@@ -85,7 +86,7 @@ def load(conn: Connection, instance_ids: Collection[str]) -> dict[str, dict[str,
 def forget(conn: Connection, keys: Collection[tuple[str, str]]) -> None:
     """Delete the retries of steps that have ended."""
     if keys:
-        conn.execute(delete(retries).where(tuple_(_C.instance_id, _C.activity_id).in_(list(keys))))
+        conn.execute(delete(retries).where(among(conn, (_C.instance_id, _C.activity_id), keys)))
 
 
 def forget_instances(conn: Connection, instance_ids: Collection[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Float,
@@ -20,6 +21,9 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    UniqueConstraint,
+    and_,
+    text,
 )
 
 from edda_engine.core.status import Status
@@ -30,8 +34,12 @@ metadata = MetaData(
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "ck": "ck_%(table_name)s_%(constraint_name)s",
         "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(constraint_name)s",
     }
 )
+
+# SQLite counts by itself only in a column of type INTEGER.
+_SEQUENCE = BigInteger().with_variant(Integer(), "sqlite")
 
 _STATUSES = ", ".join(f"'{status}'" for status in Status)
 
@@ -56,6 +64,8 @@ instances = Table(
     Column("lock_timeout_seconds", Float, nullable=False),
     Column("parent_instance_id", String(255)),
     Column("continued_from", String(255)),
+    # Under which address it gets messages; shared by the runs of a chain of recurrences. NULL: its own id.
+    Column("mailbox", String(255)),
     Column("cancel_requested_at", UtcTimestamp()),
     Column("cancel_reason", Text),
     Column("created_at", UtcTimestamp(), nullable=False),
@@ -79,6 +89,13 @@ Index(
     sqlite_where=instances.c.locked_by.is_not(None),
 )
 Index("ix_edda_instances_created_at", instances.c.created_at, instances.c.instance_id)
+_IS_LAST_RUN = text("mailbox IS NOT NULL AND status <> 'recurred'")
+Index(
+    "ix_edda_instances_mailbox",
+    instances.c.mailbox,
+    postgresql_where=_IS_LAST_RUN,
+    sqlite_where=_IS_LAST_RUN,
+)
 
 history = Table(
     "edda_history",
@@ -108,10 +125,96 @@ retries = Table(
     CheckConstraint("attempts >= 1", name="attempts"),
 )
 
+# What a body waits for: a timer, an event, a message. Deleted in the transaction that records how the wait ended.
+waits = Table(
+    "edda_waits",
+    metadata,
+    Column("instance_id", String(255), primary_key=True),
+    Column("activity_id", String(255), primary_key=True),
+    Column("mailbox", String(255), nullable=False),
+    Column("kind", String(16), nullable=False),
+    # The event type or the channel; empty for a timer.
+    Column("name", String(255), nullable=False),
+    # True when the wait takes from the channel's queue, which it shares with others.
+    Column("is_competing", Boolean, nullable=False),
+    Column("expires_at", UtcTimestamp()),
+    Column("created_at", UtcTimestamp(), nullable=False),
+    CheckConstraint("kind IN ('timer', 'event', 'message')", name="kind"),
+)
+Index("ix_edda_waits_name", waits.c.kind, waits.c.name, waits.c.created_at)
+
+channels = Table(
+    "edda_channels",
+    metadata,
+    Column("channel", String(255), primary_key=True),
+    Column("mode", String(16), nullable=False),
+    Column("created_at", UtcTimestamp(), nullable=False),
+    CheckConstraint("mode IN ('broadcast', 'competing', 'direct')", name="mode"),
+)
+
+subscriptions = Table(
+    "edda_subscriptions",
+    metadata,
+    Column("mailbox", String(255), primary_key=True),
+    Column("channel", String(255), primary_key=True),
+    Column("mode", String(16), nullable=False),
+    Column("created_at", UtcTimestamp(), nullable=False),
+)
+Index("ix_edda_subscriptions_channel", subscriptions.c.channel)
+
+# Events and messages as they were sent. A sender only adds a row; delivery turns it into rows of the inbox.
+messages = Table(
+    "edda_messages",
+    metadata,
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("message_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("name", String(255), nullable=False),
+    # The instance it is for; NULL for whoever waits or has subscribed.
+    Column("addressee", String(255)),
+    Column("data", JsonText()),
+    Column("data_binary", LargeBinary),
+    Column("metadata", JsonText(), nullable=False),
+    Column("is_new", Boolean, nullable=False),
+    Column("published_at", UtcTimestamp(), nullable=False),
+    CheckConstraint("kind IN ('event', 'message')", name="kind"),
+    sqlite_autoincrement=True,
+)
+Index(
+    "ix_edda_messages_new",
+    messages.c.seq,
+    postgresql_where=messages.c.is_new,
+    sqlite_where=text("is_new = 1"),
+)
+Index("ix_edda_messages_published_at", messages.c.published_at)
+
+# One row for each receiver of a message, until it takes it; receiver "" is the queue of a channel.
+inbox = Table(
+    "edda_inbox",
+    metadata,
+    Column("receiver", String(255), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=False),
+    # It came from a channel's queue, and goes back there if its receiver ends without taking it.
+    Column("is_queued", Boolean, nullable=False),
+    # Nobody has been woken for it yet.
+    Column("is_new", Boolean, nullable=False),
+)
+Index("ix_edda_inbox_seq", inbox.c.seq)
+Index(
+    "ix_edda_inbox_new",
+    inbox.c.receiver,
+    postgresql_where=inbox.c.is_new,
+    sqlite_where=text("is_new = 1"),
+)
+
 outbox = Table(
     "edda_outbox",
     metadata,
-    Column("event_id", String(64), primary_key=True),
+    # The order of writing, in which events of one ordering_key are published.
+    Column("seq", _SEQUENCE, primary_key=True, autoincrement=True),
+    Column("event_id", String(64), nullable=False),
     Column("instance_id", String(255)),
     Column("activity_id", String(255)),
     Column("type", String(255), nullable=False),
@@ -130,13 +233,39 @@ outbox = Table(
     Column("created_at", UtcTimestamp(), nullable=False),
     Column("published_at", UtcTimestamp()),
     CheckConstraint("status IN ('pending', 'publishing', 'published', 'dead')", name="status"),
+    UniqueConstraint("event_id", name="event_id"),
+    sqlite_autoincrement=True,
 )
+# Due: waiting to be published, or being published by a relay whose lock may have expired.
 Index(
     "ix_edda_outbox_due",
     outbox.c.next_attempt_at,
     postgresql_where=outbox.c.next_attempt_at.is_not(None),
     sqlite_where=outbox.c.next_attempt_at.is_not(None),
 )
+Index(
+    "ix_edda_outbox_ordering_key",
+    outbox.c.ordering_key,
+    outbox.c.seq,
+    postgresql_where=and_(outbox.c.ordering_key.is_not(None), outbox.c.next_attempt_at.is_not(None)),
+    sqlite_where=and_(outbox.c.ordering_key.is_not(None), outbox.c.next_attempt_at.is_not(None)),
+)
+Index(
+    "ix_edda_outbox_published_at",
+    outbox.c.published_at,
+    postgresql_where=outbox.c.published_at.is_not(None),
+    sqlite_where=outbox.c.published_at.is_not(None),
+)
+
+# CloudEvents that came over HTTP: one that is delivered again does nothing again.
+received_events = Table(
+    "edda_received_events",
+    metadata,
+    Column("source", String(255), primary_key=True),
+    Column("event_id", String(255), primary_key=True),
+    Column("expires_at", UtcTimestamp(), nullable=False),
+)
+Index("ix_edda_received_events_expires_at", received_events.c.expires_at)
 
 workers = Table(
     "edda_workers",

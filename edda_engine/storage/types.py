@@ -7,6 +7,7 @@ key order of what a workflow saw must not change (``jsonb`` would sort it).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,7 +42,8 @@ class UtcTimestamp(TypeDecorator[datetime]):
         if dialect.name == "postgresql":
             return value
         value = value.astimezone(UTC)
-        return f"{value:%Y-%m-%d %H:%M:%S}.{value.microsecond // 1000:03d}"
+        # Not %Y: it leaves out the zeros of early years.
+        return f"{value.year:04d}-{value:%m-%d %H:%M:%S}.{value.microsecond // 1000:03d}"
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Always in UTC, whatever the session's time zone."""
@@ -60,6 +62,12 @@ class JsonText(UserDefinedType[str]):
     def get_col_spec(self, **_: Any) -> str:
         """``JSON`` on both."""
         return "JSON"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+        """Keep SQLite from reading a bare number: as text it would be stored as one of SQLite's own numbers."""
+        if dialect.name != "sqlite":
+            return None
+        return lambda value: value.encode() if value and value[0] in "-0123456789" else value
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         """Read it as text."""

@@ -79,18 +79,23 @@ def silent(conn: Connection, *, service: str, seconds: float) -> list[str]:
     return list(conn.execute(query).scalars())
 
 
-_UNLOCKED = text(
-    "SELECT w.worker_id FROM edda_workers w"
-    " WHERE w.service = :service AND w.worker_id <> :worker_id AND w.advisory_key IS NOT NULL"
-    " AND NOT EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
+_WITH_SIGN_OF_LIFE = text(
+    "SELECT w.worker_id, w.service, w.host, w.pid, w.process_started, w.advisory_key,"
+    " EXISTS (SELECT 1 FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1"
     " AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     " AND ((l.classid::bigint << 32) | l.objid::bigint) = w.advisory_key)"
+    " FROM edda_workers w"
+    " WHERE w.service = :service AND w.worker_id <> :worker_id AND w.advisory_key IS NOT NULL"
 )
 
 
-def without_advisory_lock(conn: Connection, *, service: str, worker_id: str) -> list[str]:
-    """PostgreSQL: other workers whose advisory lock is gone, which means that their connection is."""
-    return list(conn.execute(_UNLOCKED, {"service": service, "worker_id": worker_id}).scalars())
+def siblings_with_sign_of_life(conn: Connection, *, service: str, worker_id: str) -> list[tuple[WorkerRecord, bool]]:
+    """PostgreSQL: the other workers that have an advisory lock, and whether they hold it.
+
+    Without the lock a worker's connection is gone, and so, but for a moment, is the worker.
+    """
+    rows = conn.execute(_WITH_SIGN_OF_LIFE, {"service": service, "worker_id": worker_id})
+    return [(WorkerRecord(*row[:6]), bool(row[6])) for row in rows]
 
 
 def live_workflows(conn: Connection) -> dict[str, set[str]]:

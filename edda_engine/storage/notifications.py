@@ -1,0 +1,62 @@
+"""Notifications of PostgreSQL: how one process tells the others that there is something to look for.
+
+They carry nothing that could be lost. Who hears one asks the database, and who hears none asks it a little later.
+They are sent after the commit of what they tell of and never in a transaction of the user's: transactions that
+notify queue at their commits for one lock of the whole server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+WAKE_CHANNEL = "edda_wake"
+"""Something became due, or was sent. The payload is the service whose workers are to look; empty: all of them."""
+
+OUTBOX_CHANNEL = "edda_outbox"
+"""An event waits to be published, by whatever relay."""
+
+WORKERS_CHANNEL = "edda_workers"
+"""A worker has entered itself. The payload is its service."""
+
+CHANNELS = (WAKE_CHANNEL, OUTBOX_CHANNEL, WORKERS_CHANNEL)
+
+Hear = Callable[[str, str], None]
+
+_NOTIFY = text("SELECT pg_notify(:channel, :payload)")
+
+
+def notify(conn: Connection, channel: str, payload: str) -> None:
+    """Tell whoever listens; does nothing on SQLite."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(_NOTIFY, {"channel": channel, "payload": payload})
+
+
+def can_listen(conn: Connection) -> bool:
+    """Whether the driver tells of notifications without being asked in SQL."""
+    return conn.dialect.driver == "psycopg"
+
+
+def listen(conn: Connection, hear: Hear) -> None:
+    """Call *hear* with channel and payload of what comes on this connection from now on, whenever it is read."""
+    raw: Any = conn.connection.dbapi_connection
+    # What comes together with the answer to a statement is told to the handler, and to nobody who reads later.
+    raw.add_notify_handler(lambda notice: hear(notice.channel, notice.payload))
+    for channel in CHANNELS:
+        conn.execute(text(f"LISTEN {channel}"))
+
+
+def read(conn: Connection, hear: Hear) -> None:
+    """Take in what has come on a connection that is readable, without a statement.
+
+    :raises ConnectionError: its end has come.
+    """
+    raw: Any = conn.connection.dbapi_connection
+    try:
+        raw.pgconn.consume_input()
+        while (notice := raw.pgconn.notifies()) is not None:
+            hear(notice.relname.decode(), notice.extra.decode())
+    except conn.dialect.loaded_dbapi.Error as error:
+        raise ConnectionError(str(error).strip() or "the server closed the connection") from error
