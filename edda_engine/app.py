@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 
-from edda_engine.client import Client, Ended, Instance, Page, cancel_with
+from edda_engine.channels import channel_message, direct_message
+from edda_engine.client import Client, Ended, Instance, Page, cancel_with, send_with
 from edda_engine.core.events import HistoryEvent
-from edda_engine.core.ports import NewInstance, current_place
+from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutgoingMessage, current_place
 from edda_engine.core.retrying import RetryPolicy
 from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, ResultTimeoutError, UsageError
+from edda_engine.events import event_message
 from edda_engine.hooks import WorkflowHooks
+from edda_engine.outbox.transactional import outbox_event
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.engine import Engine
+from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.settings import EngineSettings, check_name
 from edda_engine.storage.database import Database
 from edda_engine.storage.instances import insert_instance
+from edda_engine.storage.outbox import insert_events
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body, running_apps
 
 _log = logging.getLogger(__name__)
@@ -47,6 +53,8 @@ class EddaApp:
     :param service_name: Only workers of the same service run its instances.
     :param db_url: ``sqlite:///file.db`` or ``postgresql://...``.
     :param default_retry_policy: For activities without one of their own.
+    :param outbox_enabled: Publish the events of the outbox to *broker_url*.
+    :param broker_url: Where to post them as CloudEvents. For another publisher give the option ``outbox`` instead.
     :param hooks: Told what happens; see :class:`~edda_engine.hooks.HooksBase`.
     :param options: Any other setting of :class:`~edda_engine.settings.EngineSettings`.
     """
@@ -57,13 +65,18 @@ class EddaApp:
         db_url: str = "sqlite:///edda.db",
         default_retry_policy: RetryPolicy | None = None,
         *,
+        outbox_enabled: bool = False,
+        broker_url: str | None = None,
         hooks: WorkflowHooks | None = None,
         probe: Probe = no_probe,
         **options: Any,
     ) -> None:
+        if outbox_enabled:
+            options["outbox"] = _outbox(options.get("outbox"), broker_url)
         self.settings = _settings(service_name=service_name, default_retry_policy=default_retry_policy, **options)
         self._database = Database.from_url(db_url)
         self._client = Client(self._database, self.settings)
+        self._notifier = Notifier(lambda: self._database)
         self._hooks, self._probe = hooks, probe
         self._engine: Engine | None = None
 
@@ -75,7 +88,14 @@ class EddaApp:
         """
         if self._engine is not None:
             return
-        engine = Engine(self._database, self.settings, hooks=self._hooks, application=self, probe=self._probe)
+        engine = Engine(
+            self._database,
+            self.settings,
+            hooks=self._hooks,
+            application=self,
+            probe=self._probe,
+            notifier=self._notifier,
+        )
         try:
             async with asyncio.timeout(timeout):
                 await engine.start()
@@ -100,6 +120,8 @@ class EddaApp:
             running_apps.remove(self)
         if engine is not None:
             await engine.stop(timeout)
+        else:
+            await asyncio.to_thread(self._notifier.close)
 
     async def __aenter__(self) -> EddaApp:
         await self.initialize()
@@ -146,14 +168,106 @@ class EddaApp:
         def insert(conn: Connection) -> None:
             insert_instance(conn, new)
 
+        await self._in_session(session, insert)
+
+    async def _in_session(
+        self, session: Any, work: Callable[[Connection], None], then: Callable[[], None] | None = None
+    ) -> None:
+        """Do *work* in somebody's transaction, and look for what is due once it is committed."""
         if isinstance(session, AsyncSession):
-            await (await session.connection()).run_sync(insert)
+            await (await session.connection()).run_sync(work)
+            self._after_commits_of(session.sync_session, then or self._wake_everybody)
         elif isinstance(session, AsyncConnection):
-            await session.run_sync(insert)
+            await session.run_sync(work)
         else:
             raise UsageError(
                 f"session= takes an AsyncSession or AsyncConnection, or None to commit at once, not {session!r}."
             )
+
+    def _after_commits_of(self, session: Session, then: Callable[[], None]) -> None:
+        key = ("edda", id(self), then.__name__)
+        if key not in session.info:
+            session.info[key] = True
+            event.listen(session, "after_commit", lambda _: then())
+
+    async def send_event(
+        self, event_type: str, source: str, data: Any, *, instance_id: str | None = None, session: Any = UNSET
+    ) -> str:
+        """Send an event to the workflows that wait for it (see :func:`edda_engine.events.send_event`).
+
+        :returns: The id of what was sent.
+        """
+        limit = self.settings.max_payload_bytes
+        message = event_message(event_type, source, data, instance_id=instance_id, max_payload_bytes=limit)
+        return await self._send("send_event()", message, session)
+
+    async def send_event_transactional(
+        self,
+        event_type: str,
+        source: str,
+        data: Any,
+        content_type: str = "application/json",
+        *,
+        subject: str | None = None,
+        ordering_key: str | None = None,
+        session: Any = UNSET,
+    ) -> str:
+        """Send an event to other services, by the outbox: at once, in an activity with its step, or with *session*.
+
+        :param session: An ``AsyncSession`` or ``AsyncConnection`` whose transaction the event belongs to.
+        :returns: The event's id.
+        """
+        refuse_in_body("send_event_transactional()")
+        made = outbox_event(
+            event_type, source, data, content_type, subject=subject, ordering_key=ordering_key,
+            owner=f"event {event_type!r}", max_payload_bytes=self.settings.max_payload_bytes,
+        )  # fmt: skip
+        place = current_place.get()
+        if session is UNSET and isinstance(place, Attempt):
+            place.buffer_outbox(made)
+        elif session is UNSET or session is None:
+            await self._in_thread(lambda: self._client.write_outbox_event(made))
+            self._wake_relay()
+        else:
+            await self._in_session(session, lambda conn: insert_events(conn, [(None, None, made)]), self._wake_relay)
+        return made.event_id
+
+    async def publish(
+        self, channel: str, data: Any, metadata: Mapping[str, Any] | None = None, *, session: Any = UNSET
+    ) -> str:
+        """Send a message to a channel's subscribers; returns its id."""
+        limit = self.settings.max_payload_bytes
+        message = channel_message(channel, data, metadata, max_payload_bytes=limit)
+        return await self._send("publish()", message, session)
+
+    async def send_to(
+        self,
+        instance_id: str,
+        data: Any,
+        channel: str = DIRECT_CHANNEL,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        session: Any = UNSET,
+    ) -> str:
+        """Send a message to one instance, even if it asks only later; returns its id.
+
+        :raises InstanceNotFoundError: there is no such instance.
+        """
+        limit = self.settings.max_payload_bytes
+        message = direct_message(instance_id, data, channel, metadata, max_payload_bytes=limit)
+        return await self._send("send_to()", message, session)
+
+    async def _send(self, call: str, message: OutgoingMessage, session: Any) -> str:
+        refuse_in_body(call)
+        place = current_place.get()
+        if session is UNSET and isinstance(place, Attempt):
+            place.buffer_message(message)
+        elif session is UNSET or session is None:
+            await self._in_thread(lambda: self._client.write_message(message))
+            self._wake_everybody()
+        else:
+            await self._in_session(session, lambda conn: send_with(conn, message))
+        return message.message_id
 
     async def result(self, instance_id: str, timeout: float | None = None) -> Any:
         """Wait for a workflow to end and return what it returned.
@@ -228,11 +342,30 @@ class EddaApp:
         return self._engine
 
     def _wake(self) -> None:
-        if self._engine is not None:
-            self._engine.wake()
+        """Look for work here, or else in other processes of this service."""
+        if self._engine is None or not self._engine.wake():
+            self._notifier.notify(self.settings.service_name)
+
+    def _wake_everybody(self) -> None:
+        """The same, or in processes of any service: nobody knows yet for whom a message is."""
+        if self._engine is None or not self._engine.wake():
+            self._notifier.notify("")
+
+    def _wake_relay(self) -> None:
+        if self._engine is None or not self._engine.wake_relay():
+            self._notifier.notify_relays()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.to_thread(work)
+
+
+def _outbox(given: Any, broker_url: str | None) -> Any:
+    if (given is None) == (broker_url is None):
+        raise ConfigurationError(
+            "EddaApp(outbox_enabled=True) needs to know where events go: give broker_url=, or outbox= with a BACKEND;"
+            " exactly one of them."
+        )
+    return {"URL": broker_url} if given is None else given
 
 
 def _settings(**values: Any) -> EngineSettings:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from edda_engine.core.codec import parse
 from edda_engine.core.events import HistoryEvent
 from edda_engine.core.failures import decode_error
-from edda_engine.core.ports import NewInstance
+from edda_engine.core.ports import ChannelMode, NewInstance, OutboxEvent, OutgoingMessage
 from edda_engine.core.status import Status
 from edda_engine.errors import (
     DatabaseUnavailableError,
@@ -31,8 +31,9 @@ from edda_engine.errors import (
     WorkflowFailedError,
 )
 from edda_engine.settings import EngineSettings
-from edda_engine.storage import history, instances, workers
+from edda_engine.storage import channels, history, instances, outbox, workers
 from edda_engine.storage.database import Database, is_outage
+from edda_engine.storage.messages import insert_messages
 from edda_engine.workflow import DeclaredWorkflow, StartOptions, workflows
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class Instance:
     lock_timeout_seconds: float
     parent_instance_id: str | None
     continued_from: str | None
+    mailbox: str
     cancel_requested_at: datetime | None
     cancel_reason: str | None
     created_at: datetime
@@ -76,7 +78,7 @@ class Instance:
     @property
     def is_blocked(self) -> bool:
         """True when it has not ended and nobody will take it up before an operator acts."""
-        return not self.status.is_finished and self.wake_at is None
+        return not self.status.is_finished and self.wake_at is None and self.error is not None
 
     @property
     def error_summary(self) -> str | None:
@@ -121,6 +123,17 @@ class Client:
     def write_start(self, new: NewInstance) -> None:
         """Write a start in a transaction of its own."""
         self._write(lambda conn: instances.insert_instance(conn, new))
+
+    def write_message(self, message: OutgoingMessage) -> None:
+        """Send in a transaction of its own.
+
+        :raises InstanceNotFoundError: it is for an instance that does not exist.
+        """
+        self._write(lambda conn: send_with(conn, message))
+
+    def write_outbox_event(self, event: OutboxEvent) -> None:
+        """Write an event for other services in a transaction of its own."""
+        self._write(lambda conn: outbox.insert_events(conn, [(None, None, event)]))
 
     def get(self, instance_id: str) -> Instance:
         """One instance.
@@ -206,6 +219,8 @@ class Client:
     def retry(self, instance_id: str) -> bool:
         """Take up a failed or blocked instance again; a final failed step is tried anew.
 
+        Its subscriptions ended with its failure; those of this run begin again, from now on.
+
         :returns: False if the instance needs no such help: it is under way, or has ended otherwise.
         :raises InstanceNotFoundError: there is none of that id.
         """
@@ -218,6 +233,8 @@ class Client:
                 return False
             if row["status"] == Status.FAILED:
                 history.forget_last_failure(conn, instance_id)
+                for channel, mode in history.subscriptions(conn, instance_id).items():
+                    channels.subscribe(conn, mailbox=row["mailbox"], channel=channel, mode=ChannelMode(mode))
             return True
 
         return self._write(take_up)
@@ -225,11 +242,13 @@ class Client:
     def outcome(self, instance_id: str) -> Ended | str:
         """The result if the instance has completed, else a word about where it stands.
 
+        Of an instance that has recurred, its last successor counts.
+
         :raises InstanceNotFoundError: there is none of that id.
         :raises WorkflowFailedError: it failed.
         :raises WorkflowCancelledError: it was cancelled.
         """
-        row = self._read(lambda conn: instances.outcome(conn, instance_id), without_tables=lambda: None)
+        row = self._read(lambda conn: _outcome_of_last_run(conn, instance_id), without_tables=lambda: None)
         if row is None:
             raise InstanceNotFoundError(instance_id)
         match Status(row["status"]):
@@ -271,10 +290,32 @@ def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
     :returns: False if it has ended already.
     :raises InstanceNotFoundError: there is none of that id.
     """
-    done = instances.request_cancel(conn, instance_id, reason)
+    while True:
+        run = instances.current_run(conn, instance_id)
+        done = instances.request_cancel(conn, run, reason)
+        row = instances.outcome(conn, run) if done is False else None
+        if row is None or row["status"] != Status.RECURRED:
+            break  # otherwise it has recurred between the two looks: its successor is meant
     if done is None:
         raise InstanceNotFoundError(instance_id)
     return done
+
+
+def send_with(conn: Connection, message: OutgoingMessage) -> None:
+    """Send as part of a transaction.
+
+    :raises InstanceNotFoundError: it is for an instance that does not exist.
+    """
+    if message.addressee is not None and instances.outcome(conn, message.addressee) is None:
+        raise InstanceNotFoundError(message.addressee)
+    insert_messages(conn, [message])
+
+
+def _outcome_of_last_run(conn: Connection, instance_id: str) -> RowMapping | None:
+    row = instances.outcome(conn, instance_id)
+    if row is None or row["status"] != Status.RECURRED:
+        return row
+    return instances.outcome(conn, instances.current_run(conn, instance_id))
 
 
 def _refuse_unknown(instance_id: str) -> NoReturn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -87,6 +87,18 @@ class _Context:
         """A number, at least 0 and less than 1; in a body it is derived, the same on replay."""
         return float(self._execution.random())
 
+    def recur(self, **arguments: Any) -> NoReturn:
+        """End this run and start its successor with new arguments: ``ctx.recur(cursor=cursor)``.
+
+        For workflows that go on for ever: the successor begins with an empty history. It starts in the transaction
+        that ends this run, and keeps the subscriptions and what is unread. Nothing after this call is executed.
+
+        :param arguments: The arguments of the successor, checked as ``start()`` checks them.
+        :raises InvalidInputError: they do not fit the signature; this run goes on.
+        """
+        self._execution.recur(arguments)
+        raise AssertionError("unreachable")
+
     @property
     def session(self) -> Any:
         """The session of the activity's transaction; refused in a workflow body."""
@@ -124,6 +136,19 @@ class _Context:
 class WorkflowContext(_Context):
     """The context of an ``async def`` workflow; calls of activities return awaitables."""
 
+    def first_of(self, *branches: Awaitable[Any]) -> Awaitable[tuple[int, Any]]:
+        """Wait for the branch that ends first: its index and value; the others are withdrawn.
+
+        ``index, value = await ctx.first_of(wait_event(ctx, "paid"), sleep(ctx, 3600))``
+
+        Which one was first is recorded, so a replay goes the same way. A message that a withdrawn wait has taken
+        goes back to where it lay. If the first one failed, its error is raised.
+
+        :param branches: Calls, or coroutines of several calls each.
+        """
+        found: Awaitable[tuple[int, Any]] = self._execution.first_of(branches)
+        return found
+
 
 class SyncWorkflowContext(_Context):
     """The context of a plain ``def`` workflow; calls of activities return their values."""
@@ -136,6 +161,16 @@ class SyncWorkflowContext(_Context):
         :param return_exceptions: Put errors into the list instead of raising the first.
         """
         return list(self._execution.gather(branches, return_exceptions=return_exceptions))
+
+    def first_of(self, *branches: Callable[[], Any]) -> tuple[int, Any]:
+        """Wait for the branch that ends first: its index and value; the others are withdrawn.
+
+        ``index, value = ctx.first_of(lambda: wait_event(ctx, "paid"), lambda: sleep(ctx, 3600))``
+
+        :param branches: Functions without arguments, each run side by side with the others.
+        """
+        index, value = self._execution.first_of(branches)
+        return index, value
 
 
 class ActivityContext(WorkflowContext):
@@ -150,6 +185,14 @@ class ActivityContext(WorkflowContext):
     def activity_id(self) -> str:
         """The id of this step in history."""
         return self._execution.activity_id
+
+    def recur(self, **arguments: Any) -> NoReturn:
+        """Refused: only a workflow body can end its run."""
+        raise UsageError("ctx.recur() ends the run of a workflow; call it in the workflow's body, not in an activity.")
+
+    def first_of(self, *branches: Awaitable[Any]) -> Awaitable[tuple[int, Any]]:
+        """Refused: an activity is one step."""
+        raise UsageError("ctx.first_of() is for the workflow's body; in an activity use asyncio.wait().")
 
     @property
     def is_replaying(self) -> bool:
@@ -189,3 +232,31 @@ class ActivityContext(WorkflowContext):
     def idempotency_key(self) -> str:
         """``"{instance_id}:{activity_id}"``: the same for every attempt, for services that take such a key."""
         return f"{self.instance_id}:{self.activity_id}"
+
+
+def body_of(ctx: Any, call: str, instead: str) -> BodyExecution:
+    """The running body that *ctx* belongs to.
+
+    :param instead: What to do in an activity.
+    :raises UsageError: *ctx* is an activity's, or no context at all.
+    """
+    if isinstance(ctx, ActivityContext):
+        raise UsageError(
+            f"{call} was called in activity {ctx.activity_id!r}. An activity holds a thread and is run again after a"
+            f" crash, so waiting belongs into the workflow's body: call it there, with the workflow's ctx. {instead}"
+        )
+    if not isinstance(ctx, (WorkflowContext, SyncWorkflowContext)):
+        raise UsageError(f"{call} takes the workflow's ctx as its first argument, not {ctx!r}.")
+    execution: BodyExecution = ctx._execution
+    return execution
+
+
+def place_of(ctx: Any, call: str) -> BodyExecution | ActivityExecution:
+    """The running body or activity that *ctx* belongs to.
+
+    :raises UsageError: *ctx* is no context.
+    """
+    if not isinstance(ctx, (WorkflowContext, SyncWorkflowContext)):
+        raise UsageError(f"{call} takes a ctx, or the application, as its first argument, not {ctx!r}.")
+    execution: BodyExecution | ActivityExecution = ctx._execution
+    return execution

@@ -68,6 +68,11 @@ class Parameters:
         annotation = hints.get(parameters[0].name)
         return parameters[0].name if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
+    @property
+    def takes_one_model(self) -> bool:
+        """Whether there is one parameter, and a pydantic model is its type."""
+        return self._sole_model is not None
+
     def as_called(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, owner: str
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

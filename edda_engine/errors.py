@@ -11,11 +11,16 @@ Each message says what happened, with the values, and what to do; the values are
     ├── InstanceNotFoundError         no instance has that id (also a LookupError)
     ├── UnknownWorkflowError          no workflow of that name is known here (also a LookupError)
     ├── PayloadError                  a value cannot be stored as JSON, or does not fit its annotation
+    ├── EventTimeoutError             no event came in time (also a TimeoutError)
+    ├── MessageTimeoutError           no message came in time (also a TimeoutError)
+    ├── ChannelModeConflictError      a channel used in two modes
     ├── NonDeterminismError           the code asks for something else than history recorded
     ├── NewerVersionError             history or schema written by a newer version of this library
     ├── DatabaseUnavailableError      the database did not answer
     ├── TerminalError                 raise it in an activity: no retry may follow
     ├── RetryExhaustedError           an activity failed on its last attempt
+    ├── PublishRefusedError           raise it in a publisher: the event will never be taken
+    ├── PublishLaterError             raise it in a publisher: the event is to be tried again
     ├── ActivityTimeoutError          an attempt took longer than timeout_seconds (also a TimeoutError)
     ├── WorkflowFailedError           result() of a failed workflow
     ├── WorkflowCancelledError        result() of a cancelled workflow
@@ -25,6 +30,7 @@ Each message says what happened, with the values, and what to do; the values are
     ControlFlow (BaseException)       passes through user code; ``except Exception`` never sees it
     ├── Suspended                     the body stops here and is replayed later
     ├── Cancelled                     the instance was cancelled
+    ├── Recurred                      the body has asked for a successor
     └── LeaseLostError                another worker owns the instance now
 """
 
@@ -112,6 +118,48 @@ class PayloadError(EddaError):
         self.owner, self.path, self.problem = owner, path, problem
 
 
+class EventTimeoutError(EddaError, TimeoutError):
+    """No event of the type came before the deadline of ``wait_event()``."""
+
+    def __init__(self, event_type: str, timeout_seconds: float) -> None:
+        super().__init__(event_type, timeout_seconds)  # its args make it anew on replay
+        self.event_type, self.timeout_seconds = event_type, timeout_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"No event {self.event_type!r} came within {self.timeout_seconds:g} s."
+            " Catch EventTimeoutError to go on without it."
+        )
+
+
+class MessageTimeoutError(EddaError, TimeoutError):
+    """No message came on the channel before the deadline of ``receive()``."""
+
+    def __init__(self, channel: str, timeout_seconds: float) -> None:
+        super().__init__(channel, timeout_seconds)  # its args make it anew on replay
+        self.channel, self.timeout_seconds = channel, timeout_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"No message came on channel {self.channel!r} within {self.timeout_seconds:g} s."
+            " Catch MessageTimeoutError to go on without it."
+        )
+
+
+class ChannelModeConflictError(EddaError):
+    """A channel has one mode for all its subscribers."""
+
+    def __init__(self, channel: str, recorded: str, requested: str) -> None:
+        super().__init__(channel, recorded, requested)  # its args make it anew on replay
+        self.channel, self.recorded, self.requested = channel, recorded, requested
+
+    def __str__(self) -> str:
+        return (
+            f"Channel {self.channel!r} is used in mode {self.recorded!r}; it cannot be subscribed to in mode"
+            f" {self.requested!r}. Subscribe in mode {self.recorded!r}, or use another channel."
+        )
+
+
 class NonDeterminismError(EddaError):
     """The workflow's code no longer asks for what its history recorded."""
 
@@ -154,6 +202,21 @@ class RetryExhaustedError(EddaError):
         )
         self.activity_name, self.attempts = activity_name, attempts
         self.duration_seconds, self.errors = duration_seconds, list(errors)
+
+
+class PublishRefusedError(EddaError):
+    """Raise it in a publisher when trying again is pointless: the event becomes a dead one, with this message."""
+
+
+class PublishLaterError(EddaError):
+    """Raise it in a publisher when the event is to be tried again, at the earliest after *retry_after_seconds*.
+
+    Without a number the relay waits longer after each try. Any other exception means the same.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class ActivityTimeoutError(EddaError, TimeoutError):
@@ -223,6 +286,10 @@ class Suspended(ControlFlow):
 
 class Cancelled(ControlFlow):
     """The instance was cancelled; context calls refuse with this."""
+
+
+class Recurred(ControlFlow):
+    """The body has asked for a successor; context calls refuse with this."""
 
 
 class LeaseLostError(ControlFlow):

@@ -40,6 +40,9 @@ class WorkflowHooks(Protocol):
     def on_activity_failed(self, instance_id: str, activity_id: str, activity_name: str, error: BaseException) -> None:
         """The final failure is committed."""
 
+    def on_event_sent(self, event_id: str, event_type: str, event_source: str) -> None:
+        """An event of the outbox was published, and that is recorded; a crash in between publishes it twice."""
+
 
 class HooksBase:
     """Hooks that do nothing; override the ones you want."""
@@ -68,4 +71,7 @@ class HooksBase:
         """Do nothing."""
 
     def on_activity_failed(self, instance_id: str, activity_id: str, activity_name: str, error: BaseException) -> None:
+        """Do nothing."""
+
+    def on_event_sent(self, event_id: str, event_type: str, event_source: str) -> None:
         """Do nothing."""

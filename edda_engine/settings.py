@@ -6,7 +6,11 @@ Lower-case here; a Flask application writes the same names in upper case (see ``
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -26,6 +30,57 @@ def check_name(name: str, known: Iterable[str], *, source: str) -> None:
     nearest = difflib.get_close_matches(as_known, known, n=1, cutoff=0.4)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
     raise ConfigurationError(f"Unknown setting {name!r} in {source}.{hint} Known settings: {', '.join(known)}.")
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxSettings:
+    """Where events of the outbox go: a publisher by its dotted path, and its options."""
+
+    backend: str
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    retention_days: float = 7.0
+    concurrency: int = 16
+
+    def __str__(self) -> str:
+        """As an operator may read it: options may be secret."""
+        shown = [
+            f"{name.upper()}={_without_password(value) if name == 'url' else '...'}"
+            for name, value in self.options.items()
+        ]
+        return f"{self.backend}({', '.join(shown)}), RETENTION_DAYS={self.retention_days:g}, CONCURRENCY={self.concurrency}"
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> OutboxSettings:
+        """Read a dict as it stands in a settings module.
+
+        :raises ConfigurationError: a name or value is wrong; the message tells no option's value.
+        """
+        if wrong := [name for name in given if not isinstance(name, str) or not name.isupper()]:
+            raise ConfigurationError(f"OUTBOX has the option {wrong[0]!r}; its options are in upper case, such as URL.")
+        options = {name.lower(): value for name, value in given.items() if name not in _OF_THE_RELAY}
+        backend = given.get("BACKEND", HTTP_PUBLISHER if "URL" in given else None)
+        if not isinstance(backend, str) or "." not in backend:
+            raise ConfigurationError(
+                f"OUTBOX['BACKEND'] is the dotted path of a publisher, such as {HTTP_PUBLISHER!r}, not {backend!r}."
+            )
+        days, concurrency = given.get("RETENTION_DAYS", 7), given.get("CONCURRENCY", 16)
+        if not isinstance(days, (int, float)) or isinstance(days, bool) or not math.isfinite(days) or days < 0:
+            raise ConfigurationError(f"OUTBOX['RETENTION_DAYS'] is a number of days, at least 0, not {days!r}.")
+        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or not 1 <= concurrency <= 1000:
+            raise ConfigurationError(f"OUTBOX['CONCURRENCY'] is a whole number from 1 to 1000, not {concurrency!r}.")
+        return cls(backend, options, float(days), concurrency)
+
+
+HTTP_PUBLISHER = "edda_engine.outbox.publishers.HttpPublisher"
+_OF_THE_RELAY = ("BACKEND", "RETENTION_DAYS", "CONCURRENCY")
+
+
+def _without_password(url: object) -> str:
+    try:
+        parsed = urlsplit(str(url))
+        return parsed._replace(netloc=parsed.netloc.rpartition("@")[2], query="").geturl()
+    except ValueError:
+        return "..."
 
 
 class EngineSettings(BaseModel):
@@ -58,8 +113,9 @@ class EngineSettings(BaseModel):
         description="How long a stopping process lets running activities finish before it hands leases back.",
     )
     poll_interval_seconds: float = Field(
-        1.0, gt=0, le=60, description="How often a worker asks for due work when nothing wakes it."
-    )
+        1.0, gt=0, le=60,
+        description="How often a worker looks for due work when nothing wakes it; five times as seldom while it listens.",
+    )  # fmt: skip
     recovery_interval_seconds: float = Field(
         0.5, gt=0, le=60,
         description="How often a worker looks for siblings that died, to take over their instances.",
@@ -69,12 +125,29 @@ class EngineSettings(BaseModel):
         ge=1,
         description="The largest input, result, arguments of an activity, or event, as JSON; a larger one is refused with an error.",
     )
+    message_retention_days: float = Field(
+        7.0, gt=0,
+        description="How long messages are kept that nobody has subscribed to yet, or whose instance has ended. What a live"
+        " subscriber has yet to read is kept for ever.",
+    )  # fmt: skip
     auto_migrate: bool = Field(True, description="Create and upgrade the edda_ tables at start.")
     listen: bool = Field(
         True,
-        description="On PostgreSQL keep one connection that tells siblings at once when this process dies."
-        " Set it to False behind a transaction pooler; recovery then waits for the lock timeout.",
+        description="On PostgreSQL keep one connection that hears of other processes' work, and tells siblings at once when"
+        " this process dies. Set it to False behind a transaction pooler; polling then finds work, and recovery waits"
+        " for the lock timeout.",
     )
+
+    outbox: OutboxSettings | None = Field(
+        None,
+        description="Publishes the events of the outbox: a dict with BACKEND, the dotted path of a publisher, and its options"
+        " in upper case. None keeps them unpublished.",
+    )
+
+    @field_validator("outbox", mode="before")
+    @classmethod
+    def _outbox_from_dict(cls, value: object) -> object:
+        return OutboxSettings.from_mapping(value) if isinstance(value, Mapping) else value
 
     @field_validator("default_retry_policy", mode="before")
     @classmethod

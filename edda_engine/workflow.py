@@ -102,6 +102,24 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
         lock_timeout = kwargs.pop("lock_timeout_seconds", None) if "lock_timeout_seconds" in kwargs else None
         lock_timeout = lock_timeout if lock_timeout is not None else options.lock_timeout_seconds
         check_lock_timeout(lock_timeout, f"{self.name}.start()")
+        input_json = self.encode_input(args, kwargs, max_payload_bytes=max_payload_bytes)
+        return NewInstance(
+            instance_id=_checked_id(options.instance_id) if options.instance_id is not None else uuid.uuid4().hex,
+            workflow_name=self.name,
+            service=service,
+            input_json=input_json,
+            source_hash=self.source_hash,
+            lock_timeout_seconds=lock_timeout or self.lock_timeout_seconds or default_lock_timeout,
+            priority=_checked_priority(options.priority),
+            delay_seconds=_delay_seconds(options, self.name),
+            start_at=options.start_at,
+        )
+
+    def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, max_payload_bytes: int) -> str:
+        """Check arguments against the signature and encode them.
+
+        :raises InvalidInputError: they do not fit.
+        """
         signature = str(self.parameters.signature)
         try:
             owner = f"workflow {self.name!r}"
@@ -115,21 +133,11 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
                 f"its input {error.problem}" if error.path == "$" else f"the argument at {error.path} {error.problem}"
             )
             raise InvalidInputError(self.name, problem, signature=signature) from error
-        return NewInstance(
-            instance_id=_checked_id(options.instance_id) if options.instance_id is not None else uuid.uuid4().hex,
-            workflow_name=self.name,
-            service=service,
-            input_json=input_json,
-            source_hash=self.source_hash,
-            lock_timeout_seconds=lock_timeout or self.lock_timeout_seconds or default_lock_timeout,
-            priority=_checked_priority(options.priority),
-            delay_seconds=_delay_seconds(options, self.name),
-            start_at=options.start_at,
-        )
+        return input_json
 
 
-class StartsWorkflows(Protocol):
-    """The asyncio application, as far as ``start()`` needs it."""
+class RunningApp(Protocol):
+    """The asyncio application, as far as ``start()`` and ``send_event()`` need it."""
 
     async def start_with(
         self, workflow: DeclaredWorkflow[..., Any], options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -137,21 +145,32 @@ class StartsWorkflows(Protocol):
         """Write the start."""
         ...
 
+    async def send_event(
+        self, event_type: str, source: str, data: Any, *, instance_id: str | None = None, session: Any = UNSET
+    ) -> str:
+        """Send an event."""
+        ...
 
-running_apps: list[StartsWorkflows] = []
+
+running_apps: list[RunningApp] = []
 """The asyncio applications that are initialized in this process."""
 
 
-def _the_app() -> StartsWorkflows:
+def the_app(call: str) -> RunningApp:
+    """The one running asyncio application.
+
+    :raises ConfigurationError: there is none, or it cannot be told which.
+    """
     if len(running_apps) == 1:
         return running_apps[0]
     if not running_apps:
         raise ConfigurationError(
-            "start() needs a running EddaApp in this process, and there is none."
-            " Call `await app.initialize()` first; in Flask import `workflow` from edda_wsgi."
+            f"{call} needs a running EddaApp in this process, and there is none."
+            " Call `await app.initialize()` first; in Flask import from edda_wsgi."
         )
     raise ConfigurationError(
-        f"start() cannot tell which of the {len(running_apps)} running EddaApps is meant; use `await app.start(workflow, ...)`."
+        f"{call} cannot tell which of the {len(running_apps)} running EddaApps is meant; use the method of that name of"
+        " one of them, such as `await app.start(workflow, ...)`."
     )
 
 
@@ -168,7 +187,7 @@ class Workflow(DeclaredWorkflow[P, R]):
         :param lock_timeout_seconds: Wins over the decorator's and the application's.
         :raises InvalidInputError: the arguments do not fit the signature; nothing was started.
         """
-        return await _the_app().start_with(self, StartOptions(), args, kwargs)
+        return await the_app("start()").start_with(self, StartOptions(), args, kwargs)
 
     def options(
         self,
@@ -200,7 +219,7 @@ class Starting(Generic[P]):
 
     async def start(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Enqueue a run with these options and return its instance id."""
-        return await _the_app().start_with(self.workflow, self.chosen, args, kwargs)
+        return await the_app("start()").start_with(self.workflow, self.chosen, args, kwargs)
 
 
 workflows: Registry[DeclaredWorkflow[..., Any]] = Registry("workflow")
@@ -218,7 +237,7 @@ def workflow(function: Any = None, /, **options: Any) -> Any:
     """Declare a workflow: ``@workflow``, or ``@workflow(lock_timeout_seconds=..., event_handler=..., name=...)``.
 
     :param lock_timeout_seconds: For all instances of this workflow; ``start()`` may override it.
-    :param event_handler: Recorded for the event endpoint of a later release; has no effect yet.
+    :param event_handler: In Flask, an event of this name that comes over HTTP starts it, with its data as arguments.
     :param name: The name in the database, instead of the function's.
     :raises DuplicateNameError: another function has this name.
     """

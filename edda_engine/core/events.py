@@ -23,6 +23,18 @@ class EventType(StrEnum):
     ACTIVITY_FAILED = "ActivityFailed"
     ACTIVITY_CANCELLED = "ActivityCancelled"
     VALUE_RECORDED = "ValueRecorded"
+    TIMER_FIRED = "TimerFired"
+    EVENT_RECEIVED = "EventReceived"
+    MESSAGE_RECEIVED = "MessageReceived"
+    WAIT_TIMED_OUT = "WaitTimedOut"
+    WAIT_WITHDRAWN = "WaitWithdrawn"
+    MESSAGE_SENT = "MessageSent"
+    SUBSCRIBED = "Subscribed"
+    UNSUBSCRIBED = "Unsubscribed"
+
+
+GIVEN_UP = frozenset({EventType.ACTIVITY_CANCELLED, EventType.WAIT_WITHDRAWN})
+"""The body itself let go of these calls, and does so again on replay: they have no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +84,11 @@ def event_json(
     result_json: str | None = None,
     error_json: str | None = None,
     retry_metadata: dict[str, Any] | None = None,
+    taken_json: str | None = None,
 ) -> str:
     """Put an event's JSON together from parts that are encoded already."""
     parts = [f'"activity_name":{json.dumps(activity_name)}']
-    for name, text in (("input", input_json), ("result", result_json), ("error", error_json)):
+    for name, text in (("input", input_json), ("result", result_json), ("error", error_json), ("taken", taken_json)):
         if text is not None:
             parts.append(f'"{name}":{text}')
     if retry_metadata is not None:

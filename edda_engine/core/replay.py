@@ -74,6 +74,7 @@ class Replay:
             self._by_id[event.activity_id] = event
             self._by_place[event.branch, event.position] = event
         self._unanswered = len(self._by_id)
+        self._inside = _by_branch(self._by_id.values())
 
     @property
     def is_replaying(self) -> bool:
@@ -133,6 +134,16 @@ class Replay:
         if here is not None:
             self._exchanged.append(here)
 
+    def unasked(self, branch: str) -> list[Recorded]:
+        """What is recorded of a branch, and of those below it, and was not asked for yet."""
+        return [event for event in self._inside.get(branch, ()) if event.activity_id not in self._asked]
+
+    def skip(self, branch: str) -> None:
+        """This branch, and those below it, will not ask for the rest of their steps."""
+        for event in self.unasked(branch):
+            self._asked.add(event.activity_id)
+            self._unanswered -= 1
+
     def finish(self) -> None:
         """Check that the body asked for everything that is recorded, now that it has ended.
 
@@ -156,6 +167,17 @@ class Replay:
         return NonDeterminismError(
             self._workflow_name, self._instance_id, step=key.position, recorded=recorded, asked=asked
         )
+
+
+def _by_branch(events: Iterable[Recorded]) -> dict[str, list[Recorded]]:
+    """The events of each branch but the root, with those of the branches below it."""
+    found: dict[str, list[Recorded]] = {}
+    for event in events:
+        path = event.branch
+        while path:
+            found.setdefault(path, []).append(event)
+            path = path.rpartition("/")[0]
+    return found
 
 
 def _describe(event: Recorded) -> str:

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Generator
 from typing import Any
 
 from edda_engine.context import ActivityContext, WorkflowContext
-from edda_engine.core.codec import codec_for
-from edda_engine.core.ports import OutboxEvent
+from edda_engine.core.codec import check_size, codec_for
+from edda_engine.core.ports import EventId, OutboxEvent
 from edda_engine.errors import UsageError
 
 _ANY = codec_for(Any)
-
-
-class EventId(str):
-    """The id of a buffered event; in an async activity it may also be awaited, which gives itself."""
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any, None, EventId]:
-        yield from ()
-        return self
 
 
 def send_event_transactional(
@@ -43,7 +32,8 @@ def send_event_transactional(
     :param event_source: The CloudEvents source, such as ``"order-service"``.
     :param event_data: Any JSON value, pydantic model or dataclass; or ``bytes`` with a fitting *content_type*.
     :param subject: The CloudEvents subject.
-    :param ordering_key: Events of one key are published in the order in which they were written.
+    :param ordering_key: Events of one key are published in the order in which they were written: each after the one
+        before it was taken, or refused for good.
     :returns: The event's id.
     :raises PayloadError: the data has no JSON form; the activity fails with it and is not retried.
     :raises UsageError: called outside an activity.
@@ -53,22 +43,62 @@ def send_event_transactional(
             "send_event_transactional() is part of an activity's transaction and takes the activity's ctx."
             " Call it inside an @activity."
         )
-    for name, value in (("event_type", event_type), ("event_source", event_source), ("content_type", content_type)):
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise UsageError(f"send_event_transactional({name}={value!r}): a non-empty text is needed.")
-    event_id = EventId(uuid.uuid4())
-    is_binary = isinstance(event_data, (bytes, bytearray, memoryview))
     owner = f"event {event_type!r} sent by activity {ctx.activity_id!r}"
-    ctx._execution.buffer_outbox(
-        OutboxEvent(
-            event_id=str(event_id),
-            type=event_type,
-            source=event_source,
-            content_type=content_type,
-            data_json=None if is_binary else _ANY.encode(event_data, owner=owner),
-            data_binary=bytes(event_data) if is_binary else None,
-            subject=subject,
-            ordering_key=ordering_key,
-        )
+    event = outbox_event(
+        event_type, event_source, event_data, content_type, subject=subject, ordering_key=ordering_key, owner=owner
     )
-    return event_id
+    ctx._execution.buffer_outbox(event)
+    return EventId(event.event_id)
+
+
+def outbox_event(
+    event_type: str,
+    event_source: str,
+    event_data: Any,
+    content_type: str,
+    *,
+    subject: str | None,
+    ordering_key: str | None,
+    owner: str,
+    max_payload_bytes: int | None = None,
+) -> OutboxEvent:
+    """Check and encode an event under a new id; nothing is written yet.
+
+    :param owner: How the error names it.
+    :raises PayloadError: the data has no JSON form, or is too large.
+    :raises UsageError: an attribute is missing, or cannot be stored.
+    """
+    _check_text("event_type", event_type, 255)
+    _check_text("event_source", event_source, 2000)
+    _check_text("content_type", content_type, 255)
+    if subject is not None:
+        _check_text("subject", subject, 2000)
+    if ordering_key is not None:
+        _check_text("ordering_key", ordering_key, 255)
+    is_binary = isinstance(event_data, (bytes, bytearray, memoryview))
+    event = OutboxEvent(
+        event_id=str(uuid.uuid4()),
+        type=event_type,
+        source=event_source,
+        content_type=content_type,
+        data_json=None if is_binary else _ANY.encode(event_data, owner=owner),
+        data_binary=bytes(event_data) if is_binary else None,
+        subject=subject,
+        ordering_key=ordering_key,
+    )
+    if max_payload_bytes is not None:
+        check_size(event.data_json or event.data_binary or b"", max_payload_bytes, owner=owner)
+    return event
+
+
+def _check_text(name: str, value: object, limit: int) -> None:
+    is_storable = isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
+    try:
+        is_storable = is_storable and bool(str(value).encode())
+    except UnicodeEncodeError:
+        is_storable = False
+    if not is_storable:
+        shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:79] + "…"
+        raise UsageError(
+            f"send_event_transactional({name}={shown}): a text of 1 to {limit} characters without NUL is needed."
+        )

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,7 +24,6 @@ from edda_engine.activity import Activity
 from edda_engine.core.codec import check_size
 from edda_engine.core.events import EventType, Recorded, StepKey, event_json
 from edda_engine.core.failures import as_replayed, describe, encode_error
-from edda_engine.core.ports import OutboxEvent
 from edda_engine.core.retrying import GiveUp, RetryPolicy, decide
 from edda_engine.errors import (
     ActivityTimeoutError,
@@ -39,10 +38,10 @@ from edda_engine.runtime.environment import Environment
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction, refused_by_database
 from edda_engine.storage.async_engine import AsyncEngines
-from edda_engine.storage.commit import AlreadyRecorded, Holder, LeaseLost, Outcome, Step, Unit
-from edda_engine.storage.commit import Attempt as AttemptUnit
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.retries import RetryState
+from edda_engine.storage.units import AlreadyRecorded, Holder, LeaseLost, Outcome, Step, Unit
+from edda_engine.storage.units import Attempt as AttemptUnit
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +62,8 @@ class Workplace:
     default_policy: RetryPolicy
     max_payload_bytes: int
     application: Any
+    has_sent: Callable[[], None]
+    """Called after a commit with messages or outbox rows: somebody may wait for them."""
 
 
 class RunOfStep(Protocol):
@@ -140,7 +141,7 @@ class StepWork:
             attempt, ending = await self._try_once(number)
             match ending:
                 case attempts.Returned():
-                    step = self._completed(ending.result_json, tuple(attempt.outbox))
+                    step = self._completed(ending.result_json, attempt)
                     try:
                         saved = await self._commit(step)
                     except (SQLAlchemyError, ValueError) as refused:  # ValueError: the driver cannot even send it
@@ -192,7 +193,7 @@ class StepWork:
         )
 
         def make_step(result_json: str) -> Step:
-            return self._completed(result_json, tuple(attempt.outbox))
+            return self._completed(result_json, attempt)
 
         # A fresh context: nothing of the body, and nothing of a request, is inherited.
         fresh = contextvars.Context()
@@ -237,6 +238,8 @@ class StepWork:
             self._run.ask_to_stop()
         if isinstance(outcome, AlreadyRecorded):
             return self._run.answer(self._activity, outcome.event)
+        if attempt.messages or attempt.outbox:
+            self._place.has_sent()
         await self._call_back(attempt)
         self._run.hook("on_activity_complete", self._key.activity_id, self._activity.name)
         return value
@@ -250,9 +253,7 @@ class StepWork:
         event = event_json(
             self._activity.name, input_json=self._input_json, error_json=encode_error(error), retry_metadata=metadata
         )
-        outcome = await self._commit(
-            self._step(EventType.ACTIVITY_FAILED, event, (), had_retries=decision.attempts > 1)
-        )
+        outcome = await self._commit(self._step(EventType.ACTIVITY_FAILED, event, had_retries=decision.attempts > 1))
         if isinstance(outcome, LeaseLost):
             raise LeaseLostError("Another worker owns this instance now.")
         if outcome.is_cancelled:
@@ -293,17 +294,18 @@ class StepWork:
         self._place.probe("step.after_commit" if isinstance(unit, Step) else "attempt.after_commit")
         return outcome
 
-    def _completed(self, result_json: str, outbox: tuple[OutboxEvent, ...]) -> Step:
+    def _completed(self, result_json: str, attempt: attempts.Attempt) -> Step:
         metadata = None
         if self._state.attempts:
             metadata = self._metadata(self._state.attempts + 1, self._state.errors, exhausted=False)
         event = event_json(
             self._activity.name, input_json=self._input_json, result_json=result_json, retry_metadata=metadata
         )
-        return self._step(EventType.ACTIVITY_COMPLETED, event, outbox, had_retries=self._state.attempts > 0)
+        step = self._step(EventType.ACTIVITY_COMPLETED, event, had_retries=self._state.attempts > 0)
+        return replace(step, outbox=tuple(attempt.outbox), messages=tuple(attempt.messages))
 
-    def _step(self, event_type: EventType, event: str, outbox: tuple[OutboxEvent, ...], *, had_retries: bool) -> Step:
-        return Step(self._run.holder, self._key, self._run.next_seq(), event_type, event, outbox, had_retries)
+    def _step(self, event_type: EventType, event: str, *, had_retries: bool) -> Step:
+        return Step(self._run.holder, self._key, self._run.next_seq(), event_type, event, had_retries=had_retries)
 
     def _metadata(self, total: int, errors: tuple[dict[str, Any], ...], *, exhausted: bool) -> dict[str, Any]:
         last = errors[-1] if errors else {"error_type": "", "message": ""}

@@ -20,13 +20,13 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 from edda_engine.activity import Activity
 from edda_engine.context import ActivityContext
 from edda_engine.core.codec import check_size
-from edda_engine.core.ports import NewInstance, OutboxEvent, current_place
+from edda_engine.core.ports import NewInstance, OutboxEvent, OutgoingMessage, current_place
 from edda_engine.errors import LeaseLostError, UsageError
 from edda_engine.runtime.environment import Environment, Sessions
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction
-from edda_engine.storage.commit import Outcome, Step
 from edda_engine.storage.instances import insert_instance
+from edda_engine.storage.units import Outcome, Step
 
 _log = logging.getLogger(__name__)
 
@@ -86,9 +86,10 @@ class Attempt:
         self.transaction = transaction
         self.application = application
         self.outbox: list[OutboxEvent] = []
+        self.messages: list[OutgoingMessage] = []
         self.post_commit: list[PostCommit] = []
         self._starts: list[NewInstance] = []
-        self._max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = max_payload_bytes
         self._sessions: Sessions | None = None
         self._probe = probe
 
@@ -112,8 +113,12 @@ class Attempt:
     def buffer_outbox(self, event: OutboxEvent) -> None:
         """Keep the event until the step is written."""
         owner = f"event {event.type!r} sent by activity {self.activity_id!r}"
-        check_size(event.data_json or event.data_binary or b"", self._max_payload_bytes, owner=owner)
+        check_size(event.data_json or event.data_binary or b"", self.max_payload_bytes, owner=owner)
         self.outbox.append(event)
+
+    def buffer_message(self, message: OutgoingMessage) -> None:
+        """Keep the message until the step is written."""
+        self.messages.append(message)
 
     def start(self, new: NewInstance) -> None:
         """Start an instance as part of this step.
@@ -200,7 +205,7 @@ class Attempt:
     def _conclude(self, sessions: Sessions, value: Any, make_step: Callable[[str], Step]) -> Ending:
         owner = f"activity {self.activity.name!r} ({self.activity_id})"
         result_json, restored = self.activity.parameters.result.round_trip(value, owner=owner)
-        check_size(result_json, self._max_payload_bytes, owner=owner)
+        check_size(result_json, self.max_payload_bytes, owner=owner)
         sessions.settle()
         for new in self._starts:
             insert_instance(self.transaction.connection(), new)

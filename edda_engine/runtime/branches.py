@@ -11,27 +11,41 @@ import asyncio
 import contextvars
 from collections.abc import Coroutine
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edda_engine.core.events import StepKey
 from edda_engine.core.replay import Branch
 
 _OUR_CODE = str(Path(__file__).parent)
 
 
+@dataclass(slots=True)
+class PastOnly:
+    """A branch, with those below it, that repeats what is recorded of it and does nothing new."""
+
+    has_ended: bool = False
+    """It has come to a call that it gave up, or never made."""
+
+
 class Line:
     """One branch of one body, and the task that is on it."""
 
-    __slots__ = ("branch", "owner", "tasks")
+    __slots__ = ("branch", "last_taken", "owner", "past", "tasks")
 
-    def __init__(self, branch: Branch, tasks: set[asyncio.Task[Any]]) -> None:
+    def __init__(self, branch: Branch, tasks: set[asyncio.Task[Any]], *, past: PastOnly | None = None) -> None:
         self.branch = branch
         self.tasks = tasks
+        self.past = past
+        """Set when it lost a race that history has decided."""
         self.owner: asyncio.Task[Any] | None = None
+        self.last_taken: StepKey | None = None
+        """The wait whose message the branch has taken and done nothing with yet."""
 
     def fork(self) -> Line:
         """A new branch of this one."""
-        return Line(self.branch.child(), self.tasks)
+        return Line(self.branch.child(), self.tasks, past=self.past)
 
     def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine on this line."""
@@ -77,6 +91,16 @@ def current_line() -> Line:
         line.owner = task
         _line.set(line)
     return line
+
+
+async def no_further() -> None:
+    """Wait until the task that makes this call is given up, or say so if it is being given up already."""
+    task, past = asyncio.current_task(), current_line().past
+    if past is not None:
+        past.has_ended = True
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+    await asyncio.get_running_loop().create_future()
 
 
 def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:

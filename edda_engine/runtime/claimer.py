@@ -1,6 +1,14 @@
 """The claimer: takes due instances whenever there is room, woken early when there is a reason.
 
-Polling is the safety net: whatever a wake-up misses is found a second later.
+How it thinks. It sleeps until somebody wakes it, or what is due next becomes due: it asks for that whenever it has
+taken all there was. Polling is the safety net: whatever a wake-up misses is found a little later, and looking in vain
+costs one statement that takes no lock. While other processes can tell this one what they have done, it looks less
+often.
+
+Before it claims it delivers messages, also when it has no room for more instances.
+
+Who is woken because something was done in this very process, and has no room for it, tells the other workers. Who has
+heard it from another process tells nobody: all have heard it.
 """
 
 from __future__ import annotations
@@ -8,21 +16,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from edda_engine.runtime.executor import Executor
+from edda_engine.runtime.past import Past, load_pasts
 from edda_engine.runtime.probes import Probe
-from edda_engine.runtime.run import Past
 from edda_engine.runtime.service import ServiceThread
-from edda_engine.storage import history, instances, retries
-from edda_engine.storage.database import is_outage
+from edda_engine.runtime.wakeups import Alarm
+from edda_engine.storage import instances, outlook
+from edda_engine.storage.database import Database, is_outage
+from edda_engine.storage.delivery import Delivered, deliver
 from edda_engine.storage.instances import Lease
+from edda_engine.storage.outlook import Outlook
 from edda_engine.workflow import workflows
 
 _log = logging.getLogger(__name__)
 
 BATCH = 64
+CALM = 5
+"""So many times longer than POLL_INTERVAL_SECONDS it sleeps while nothing is due and notifications work."""
+
+PARKED_ELSEWHERE_SECONDS = 0.02
+"""How long the worker that may have the suspended body is let go first; it goes on without replay."""
+
+_MARGIN_SECONDS = 0.001
+_FULL_PAUSE_SECONDS = 0.02
+_CLAIM_AGAIN_SECONDS = 0.005
+_DELIVER_AGAIN_SECONDS = (0.005, 0.1)
+_AFTER_OUTAGE_SECONDS = 0.5
+_NOTHING = Delivered()
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one search of the database has brought."""
+
+    left: Outlook | None
+    """What is to be done, if that was looked at."""
+    leases: tuple[Lease, ...] = ()
+    delivered: Delivered = _NOTHING
+    is_full: bool = False
+    """It brought as much as was asked for: there may be more."""
 
 
 class Claimer:
@@ -33,61 +70,184 @@ class Claimer:
         *,
         worker_id: str,
         service_name: str,
+        database: Database,
         service: ServiceThread,
         max_running: int,
         poll_interval: float,
+        is_listening: Callable[[], bool],
+        notify: Callable[[str], None],
         probe: Probe,
     ) -> None:
-        self._worker_id, self._service_name, self._service = worker_id, service_name, service
+        self._worker_id, self._service_name = worker_id, service_name
+        self._database, self._service = database, service
         self._max_running, self._poll_interval, self._probe = max_running, poll_interval, probe
+        self._is_listening, self._notify = is_listening, notify
         self._woken = asyncio.Event()
+        self._is_woken_from_here = False
+        self._alarm = Alarm(self.wake)
+        self._executor: Executor | None = None
+        self._is_calm = False
         self._has_outage = False
         self._is_full = False
+        self._full_until = 0.0
+        self._deliver_again_seconds = _DELIVER_AGAIN_SECONDS[0]
+        self._claim_again_seconds = _CLAIM_AGAIN_SECONDS
 
     def wake(self) -> None:
-        """Look for due instances now; call on the loop."""
+        """Look for due instances now: something was done in this process. Call on the loop."""
+        self._is_woken_from_here = True
         self._woken.set()
+
+    def hear(self) -> None:
+        """Look for due instances now: another process has told all workers. Call on the loop."""
+        self._woken.set()
+
+    def wake_in(self, seconds: float) -> None:
+        """Look after so many seconds: something will be due then. Call on the loop."""
+        self._alarm.ring_in(seconds + _MARGIN_SECONDS)
+
+    def expect(self, seen: Outlook) -> None:
+        """Be woken by what somebody has seen: now, or when the next instance becomes due. Call on the loop."""
+        if seen.has_work:
+            self.hear()
+        if self._executor is not None and self._executor.has_listeners:
+            self._executor.mail_has_come()
+        self._set_alarm(seen)
 
     def has_room(self) -> None:
         """A run has ended: go on claiming if that was what it waited for."""
         if self._is_full:
             self._woken.set()
 
+    def look(self, conn: Connection) -> Outlook:
+        """What there is to do for this worker; on any thread."""
+        return outlook.look(conn, service=self._service_name, names=workflows.names())
+
     async def work(self, executor: Executor) -> None:
         """Claim until cancelled."""
-        while True:
-            self._woken.clear()
-            room = min(BATCH, self._max_running - len(executor.held))
-            self._is_full = room <= 0
-            if not self._is_full and await self._claim(executor, room) == room:
-                continue
-            # Not wait_for(): before Python 3.12 it may swallow a cancellation.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_interval):
-                    await self._woken.wait()
-
-    async def _claim(self, executor: Executor, limit: int) -> int:
-        names = workflows.names()
-        if not names:
-            return 0
+        self._executor = executor
+        is_told = True
         try:
-            leases = await self._service.write(lambda conn: self._take(conn, names, limit))
+            while True:
+                self._woken.clear()
+                is_from_here, self._is_woken_from_here = self._is_woken_from_here, False
+                room = max(0, min(BATCH, self._max_running - len(executor.held)))
+                self._is_full = room == 0
+                if self._is_full and is_from_here:
+                    self._notify(self._service_name)
+                if self._may_search() and await self._claim(executor, room, is_told=is_told):
+                    continue
+                is_told = await self._rest()
+        finally:
+            self._alarm.cancel()
+
+    def _may_search(self) -> bool:
+        """A full worker has only messages to look for, and not because of each start that it has no room for."""
+        now = asyncio.get_running_loop().time()
+        if self._is_full and now < self._full_until:
+            self._alarm.ring_in(self._full_until - now)
+            return False
+        self._full_until = now + _FULL_PAUSE_SECONDS
+        return True
+
+    async def _rest(self) -> bool:
+        """Sleep until woken, or until it is time to look; True if woken."""
+        is_calm = self._is_calm and not self._is_full and self._is_listening()
+        # Not wait_for(): before Python 3.12 it may swallow a cancellation.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._poll_interval * (CALM if is_calm else 1)):
+                await self._woken.wait()
+        return self._woken.is_set()
+
+    async def _claim(self, executor: Executor, limit: int, *, is_told: bool) -> bool:
+        """Deliver messages and take what is due; True if there may be more."""
+        self._is_calm = False
+        names = workflows.names()
+        limit = limit if names else 0
+        try:
+            found = await self._service.call(lambda: self._search(names, limit, is_told=is_told))
             self._probe("claim.after_commit")
-            known = [lease for lease in leases if lease.has_history and not executor.has_parked(lease)]
+            known = [lease for lease in found.leases if lease.has_history and not executor.has_parked(lease)]
             pasts = await self._service.read(lambda conn: load_pasts(conn, known)) if known else {}
         except Exception as error:
-            if not is_outage(error):
-                _log.exception("Claiming failed; it is tried again")
-            elif not self._has_outage:
-                _log.warning("The database does not answer; no work is claimed until it does: %s", error)
-            self._has_outage = True
-            await asyncio.sleep(min(0.5, self._poll_interval))
-            return 0
+            await self._pause_after(error)
+            return True
         if self._has_outage:
-            await self._after_outage(executor, [lease.instance_id for lease in leases])
+            await self._after_outage(executor, [lease.instance_id for lease in found.leases])
+        late = []
+        for lease in found.leases:
+            if not lease.has_history or lease.instance_id in pasts or executor.has_parked(lease):
+                executor.take(lease, pasts.get(lease.instance_id, Past()))
+            else:
+                late.append(lease)  # its suspended body was evicted since it was looked for
+        if late:
+            await self._take_late(executor, late)
+        self._follow_up(executor, found.delivered, has_claimed=limit > 0)
+        if found.is_full:
+            return True
+        return await self._look_ahead(found.left)
+
+    async def _look_ahead(self, seen: Outlook | None) -> bool:
+        """See what is next, once what was found is on its way; True if the database did not say."""
+        try:
+            left = seen if seen is not None else await self._service.call(self._look_alone)
+        except Exception as error:
+            await self._pause_after(error)
+            return True
+        self._is_calm = not left.has_work
+        self._set_alarm(left)
+        if left.has_due and not self._is_full:
+            # It became due after the claim, or its row is locked: that may last, so it is asked for ever more seldom.
+            self.wake_in(self._claim_again_seconds)
+            self._claim_again_seconds = min(2 * self._claim_again_seconds, self._poll_interval)
+        else:
+            self._claim_again_seconds = _CLAIM_AGAIN_SECONDS
+        return False
+
+    def _look_alone(self) -> Outlook:
+        with self._database.autocommitting() as conn:
+            return self.look(conn)
+
+    async def _take_late(self, executor: Executor, leases: list[Lease]) -> None:
+        try:
+            pasts = await self._service.read(lambda conn: load_pasts(conn, leases))
+        except Exception as error:
+            await self._pause_after(error)  # what is held and not known is handed back after the outage
+            return
         for lease in leases:
-            executor.take(lease, pasts.get(lease.instance_id, Past()))
-        return len(leases)
+            executor.take(lease, pasts[lease.instance_id])
+
+    def _set_alarm(self, seen: Outlook) -> None:
+        if seen.next is None or self._executor is None:
+            return
+        is_parked_elsewhere = seen.next.is_waiting and not self._executor.has_body(seen.next.instance_id)
+        self.wake_in(seen.next.seconds + (PARKED_ELSEWHERE_SECONDS if is_parked_elsewhere else 0.0))
+
+    async def _pause_after(self, error: Exception) -> None:
+        pause = min(_AFTER_OUTAGE_SECONDS, self._poll_interval)
+        if not is_outage(error):
+            _log.exception("Claiming failed; it is tried again", exc_info=error)
+            pause = self._poll_interval
+        elif not self._has_outage:
+            _log.warning("The database does not answer; no work is claimed until it does: %s", error)
+        self._has_outage = True
+        await asyncio.sleep(pause)
+
+    def _follow_up(self, executor: Executor, delivered: Delivered, *, has_claimed: bool) -> None:
+        """Tell those whom a delivery concerns and who are not due by it, or not claimed here."""
+        if self._worker_id in delivered.held_by or executor.has_listeners:
+            executor.mail_has_come()
+        if delivered.held_by - {self._worker_id}:
+            self._notify("")  # of which service they are is not known
+        for service in delivered.woken_services:
+            if service != self._service_name or not has_claimed:
+                self._notify(service)
+        shortest, longest = _DELIVER_AGAIN_SECONDS
+        if delivered.is_unfinished:
+            self.wake_in(self._deliver_again_seconds)
+            self._deliver_again_seconds = min(2 * self._deliver_again_seconds, longest)
+        else:
+            self._deliver_again_seconds = shortest
 
     async def _after_outage(self, executor: Executor, claimed: list[str]) -> None:
         """Hand back what a claim whose answer was lost may have taken."""
@@ -101,20 +261,23 @@ class Claimer:
         _log.warning("The database answers again; work is claimed")
         self._has_outage = False
 
-    def _take(self, conn: Connection, names: list[str], limit: int) -> list[Lease]:
-        leases = instances.claim_due(
-            conn, worker_id=self._worker_id, service=self._service_name, names=names, limit=limit
+    def _search(self, names: list[str], limit: int, *, is_told: bool) -> _Found:
+        """On the service thread: deliver, and claim up to *limit* instances."""
+        if self._database.is_sqlite or not is_told or limit == 0:
+            # Nothing is locked in order to find nothing: SQLite admits one writer.
+            seen = self._look_alone()
+            if not (seen.has_messages or (seen.has_due and limit)):
+                return _Found(seen)
+        with self._database.write() as conn:
+            delivered, leases = self._take(conn, names, limit)
+        return _Found(None, tuple(leases), delivered, is_full=0 < limit == len(leases))
+
+    def _take(self, conn: Connection, names: list[str], limit: int) -> tuple[Delivered, list[Lease]]:
+        delivered = deliver(conn)
+        leases = (
+            instances.claim_due(conn, worker_id=self._worker_id, service=self._service_name, names=names, limit=limit)
+            if limit
+            else []
         )
         self._probe("claim.before_commit")
-        return leases
-
-
-def load_pasts(conn: Connection, leases: list[Lease]) -> dict[str, Past]:
-    """What is recorded of the instances of these leases."""
-    ids = [lease.instance_id for lease in leases]
-    steps, states = history.load(conn, ids), retries.load(conn, ids)
-    found = {}
-    for instance_id in ids:
-        recorded, last = steps.get(instance_id, ([], 0))
-        found[instance_id] = Past(tuple(recorded), last, states.get(instance_id))
-    return found
+        return delivered, leases

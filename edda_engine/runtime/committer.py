@@ -22,7 +22,7 @@ from edda_engine.storage.database import Database, may_be_repeated
 _log = logging.getLogger(__name__)
 
 MAX_BATCH = 500
-_BUSY_SECONDS = 0.02
+_BUSY_SECONDS = 0.005
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 _Job = tuple[Unit, "asyncio.Future[Outcome]"]

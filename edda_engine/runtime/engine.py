@@ -9,25 +9,34 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from sqlalchemy import Connection
+
 from edda_engine.hooks import HooksBase, WorkflowHooks
+from edda_engine.outbox.publishers import load_publisher
 from edda_engine.retry import DEFAULT_RETRY
 from edda_engine.runtime.activities import Workplace
 from edda_engine.runtime.branches import install_task_factory
-from edda_engine.runtime.claimer import Claimer
+from edda_engine.runtime.claimer import CALM, Claimer
 from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
 from edda_engine.runtime.environment import Environment, PlainEnvironment
 from edda_engine.runtime.executor import Executor
 from edda_engine.runtime.leases import Leases
 from edda_engine.runtime.liveness import Liveness
+from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.runtime.processes import new_worker_id
 from edda_engine.runtime.recovery import Recovery
+from edda_engine.runtime.relay import Relay
 from edda_engine.runtime.service import ServiceThread
+from edda_engine.runtime.upkeep import Upkeep
+from edda_engine.runtime.wakeups import FileWatch
+from edda_engine.runtime.watch import LoopWatch
 from edda_engine.settings import EngineSettings
-from edda_engine.storage import migrate
+from edda_engine.storage import migrate, outbox
 from edda_engine.storage.async_engine import AsyncEngines
 from edda_engine.storage.database import Database, is_outage
+from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL
 from edda_engine.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -48,6 +57,7 @@ class Engine:
         application: Any = None,
         probe: Probe = no_probe,
         completions: Completions | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.worker_id = new_worker_id()
         self.completions = completions or Completions()
@@ -56,6 +66,7 @@ class Engine:
         self._async_engines = AsyncEngines(database.engine)
         self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="edda-activity")
         self._service = ServiceThread(database)
+        self._notifier = notifier or Notifier(lambda: database)
         self.committer = Committer(database, probe=probe)
         self._liveness = Liveness(
             database,
@@ -63,15 +74,20 @@ class Engine:
             service_name=settings.service_name,
             listen=settings.listen,
             version=__version__,
+            hear=self._hear,
         )
         self._claimer = Claimer(
             worker_id=self.worker_id,
             service_name=settings.service_name,
+            database=database,
             service=self._service,
             max_running=settings.max_running,
             poll_interval=settings.poll_interval_seconds,
+            is_listening=lambda: self._liveness.is_listening,
+            notify=self.notify_others,
             probe=probe,
         )
+        self._file_watch = FileWatch(database, changed=self._file_has_changed) if database.is_sqlite else None
         workplace = Workplace(
             database=database,
             async_engines=self._async_engines,
@@ -82,6 +98,7 @@ class Engine:
             default_policy=settings.default_retry_policy or DEFAULT_RETRY,
             max_payload_bytes=settings.max_payload_bytes,
             application=application,
+            has_sent=self._has_sent,
         )
         self.executor = Executor(
             worker_id=self.worker_id,
@@ -91,11 +108,10 @@ class Engine:
             completions=self.completions,
             max_parked=settings.max_parked,
             wake_claimer=self._claimer.wake,
+            wake_claimer_in=self._claimer.wake_in,
             has_room=self._claimer.has_room,
         )
-        self._leases = Leases(
-            worker_id=self.worker_id, service=self._service, poll_interval=settings.poll_interval_seconds / 4
-        )
+        self._leases = Leases(worker_id=self.worker_id, service=self._service)
         self._recovery = Recovery(
             service_name=settings.service_name,
             liveness=self._liveness,
@@ -103,6 +119,9 @@ class Engine:
             interval=settings.recovery_interval_seconds,
             wake_claimer=self._claimer.wake,
         )
+        self._watch = LoopWatch()
+        self._upkeep = Upkeep(service=self._service, message_retention_days=settings.message_retention_days)
+        self._relay = self._make_relay(workplace)
         self._services: list[asyncio.Task[None]] = []
         self._claiming: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,6 +134,7 @@ class Engine:
         """
         self._loop = asyncio.get_running_loop()
         install_task_factory(self._loop)
+        self._watch.start()
         await self._prepare_database()
         self.committer.start()
         await self._liveness.start()
@@ -123,25 +143,50 @@ class Engine:
         self._services = [
             _keep_running("leases", lambda: self._leases.work(self.executor)),
             _keep_running("recovery", self._recovery.work),
+            _keep_running("upkeep", self._upkeep.work),
         ]
+        if self._relay is not None:
+            self._relay.start()
+        if self._file_watch is not None:
+            self._file_watch.start()
         self.is_ready.set()
         _log.info("Worker %s of service %s is ready", self.worker_id, self._settings.service_name)
 
-    def wake(self) -> None:
-        """Look for due instances now; safe from any thread."""
-        if self._loop is not None and not self._stopped:
-            with contextlib.suppress(RuntimeError):  # the loop is closing
-                self._loop.call_soon_threadsafe(self._claimer.wake)
+    def wake(self) -> bool:
+        """Look for work now; safe from any thread. False if this worker takes none, not yet or not any more."""
+        return self._claiming is not None and self._soon(self._claimer.wake)
+
+    def notify_others(self, service: str) -> None:
+        """Let the workers of *service* in other processes look for work, or of all if it is empty; from any thread."""
+        if service != self._settings.service_name or self._liveness.may_have_siblings:
+            self._notifier.notify(service)
+
+    def wake_relay(self) -> bool:
+        """Look for events to publish now; safe from any thread. False if this worker publishes none."""
+        return self._relay is not None and self._claiming is not None and self._soon(self._relay.wake)
 
     def is_running_here(self, instance_id: str) -> bool:
         """Whether this worker has the instance under way, and so will announce its end; safe from any thread."""
         return instance_id in self.executor.held
 
     def ask_to_stop(self, instance_id: str) -> None:
-        """Tell a run of this worker, if there is one, that its instance was cancelled; safe from any thread."""
-        if self._loop is not None and not self._stopped:
-            with contextlib.suppress(RuntimeError):  # the loop is closing
-                self._loop.call_soon_threadsafe(self.executor.ask_to_stop, instance_id)
+        """Tell a run of this worker, if there is one, that its instance was cancelled; safe from any thread.
+
+        What it had from queues is for others now.
+        """
+        self._soon(lambda: self.executor.ask_to_stop(instance_id))
+        self._soon(self._claimer.wake)
+
+    async def problems(self) -> list[str]:
+        """What keeps this worker from its work, in sentences; nothing if it is well."""
+        if not self.is_ready.is_set():
+            return ["It is not ready: it waits for the database, or for the tables to be upgraded."]
+        found = [
+            f"Its {task.get_name()} has stopped." for task in (self._claiming, *self._services) if task and task.done()
+        ]
+        if self._settings.listen and not self._database.is_sqlite and not self._liveness.is_listening:
+            found.append("The connection that listens for notifications is away; it is opened again.")
+        return found
 
     async def stop(self, timeout: float | None = None) -> None:
         """Stop claiming, let running activities finish for *timeout* seconds, hand the leases back, close.
@@ -151,10 +196,13 @@ class Engine:
         if self._stopped:
             return
         self._stopped = True
+        self._watch.stop()
         self.is_ready.clear()
         if self._claiming is not None:
             await _ended(self._claiming)
-            await self.executor.drain(self._settings.shutdown_seconds if timeout is None else timeout)
+            seconds = self._settings.shutdown_seconds if timeout is None else timeout
+            await asyncio.gather(self.executor.drain(seconds), self._stop_relay(seconds))
+            self._notifier.notify(self._settings.service_name)  # what was handed back is due
             for service in self._services:
                 await _ended(service)
             try:
@@ -162,12 +210,68 @@ class Engine:
             except Exception as error:
                 _log.warning("This worker could not be unregistered; its siblings will: %s", error)
             await self.committer.stop()
+        if self._file_watch is not None:
+            await self._file_watch.stop()
         await self._liveness.stop()
+        await asyncio.to_thread(self._notifier.close)
         self._service.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         await self._async_engines.close()
         self._database.close()
         _log.info("Worker %s has stopped", self.worker_id)
+
+    def _has_sent(self) -> None:
+        self._claimer.wake()
+        if self._relay is not None:
+            self._relay.wake()
+
+    def _make_relay(self, workplace: Workplace) -> Relay | None:
+        wanted = self._settings.outbox
+        if wanted is None:
+            return None
+        return Relay(
+            relay_id=self.worker_id,
+            database=self._database,
+            publisher=load_publisher(wanted, around=workplace.environment.around_callback),
+            hooks=workplace.hooks,
+            poll_interval=self._seldom,
+            concurrency=wanted.concurrency,
+            retention_days=wanted.retention_days,
+            probe=workplace.probe,
+        )
+
+    async def _stop_relay(self, timeout: float) -> None:
+        if self._relay is not None:
+            await self._relay.stop(timeout)
+
+    def _soon(self, callback: Callable[[], None]) -> bool:
+        """Call on the loop; False if that will not happen, because the worker has not begun or is stopping."""
+        if self._loop is None or self._stopped:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:  # the loop is closing
+            return False
+        return True
+
+    def _seldom(self) -> float:
+        """How long the relay sleeps when there is nothing to publish, unless it is woken."""
+        return self._settings.poll_interval_seconds * (CALM if self._liveness.is_listening else 1)
+
+    def _hear(self, channel: str) -> None:
+        """On the thread that listens: another process has something for this worker, or for its relay."""
+        if channel == WAKE_CHANNEL:
+            self._soon(self._claimer.hear)
+        elif channel == OUTBOX_CHANNEL:
+            self.wake_relay()
+        else:
+            self._soon(self._claimer.wake)  # there may be room now for what this worker has none for
+
+    def _file_has_changed(self, conn: Connection) -> None:
+        seen = self._claimer.look(conn)
+        self._soon(lambda: self._claimer.expect(seen))
+        if self._relay is not None and outbox.has_due(conn):
+            self.wake_relay()
 
     async def _prepare_database(self) -> None:
         attempt = 0

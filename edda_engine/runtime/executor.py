@@ -24,29 +24,30 @@ from edda_engine.errors import (
     NewerVersionError,
     NonDeterminismError,
     PayloadError,
+    Recurred,
     Suspended,
 )
 from edda_engine.runtime.activities import Workplace
 from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
-from edda_engine.runtime.run import Past, Run
+from edda_engine.runtime.past import Past
+from edda_engine.runtime.run import Run
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.transactions import refused_by_database
-from edda_engine.storage import history, instances
-from edda_engine.storage.commit import AlreadyRecorded, Block, End, LeaseLost, Outcome, Unit, Wait
+from edda_engine.storage import history, instances, waits
 from edda_engine.storage.database import is_outage
 from edda_engine.storage.instances import Lease
+from edda_engine.storage.units import AlreadyRecorded, Block, End, LeaseLost, Outcome, Saved, Unit, Wait
 from edda_engine.workflow import workflows
 
 _log = logging.getLogger(__name__)
 
 NEWER_VERSION_PAUSE_SECONDS = 30.0
 BROKEN_RUN_PAUSE_SECONDS = 5.0
-_WAKE_MARGINS = (0.004, 0.05)
 
 
 class Executor:
-    """Owns the runs (see ``runtime.run.Owner``)."""
+    """Owns the runs (see ``runtime.owner.Owner``)."""
 
     def __init__(
         self,
@@ -58,12 +59,13 @@ class Executor:
         completions: Completions,
         max_parked: int,
         wake_claimer: Callable[[], None],
+        wake_claimer_in: Callable[[float], None],
         has_room: Callable[[], None],
     ) -> None:
         self._has_room = has_room
         self._worker_id, self._workplace = worker_id, workplace
         self._committer, self._service, self._completions = committer, service, completions
-        self._max_parked, self._wake_claimer = max_parked, wake_claimer
+        self._max_parked, self._wake_claimer, self._wake_claimer_in = max_parked, wake_claimer, wake_claimer_in
         self.held: dict[str, Run] = {}
         self._parked: OrderedDict[str, Run] = OrderedDict()
         self._wanted_back: set[str] = set()
@@ -75,7 +77,11 @@ class Executor:
     def has_parked(self, lease: Lease) -> bool:
         """Whether the body of this instance is suspended here just as the lease finds it."""
         run = self._parked.get(lease.instance_id)
-        return run is not None and run.holder.epoch + 1 == lease.epoch and run.fate is None
+        return run is not None and run.holder.epoch + 1 == lease.epoch and run.fate in (None, Recurred)
+
+    def has_body(self, instance_id: str) -> bool:
+        """Whether a body of this instance is in memory, running or suspended."""
+        return instance_id in self.held or instance_id in self._parked
 
     def take(self, lease: Lease, past: Past) -> None:
         """Begin, or go on with, the instance of this lease."""
@@ -83,8 +89,11 @@ class Executor:
         if self.has_parked(lease):
             run = self._parked.pop(lease.instance_id)
             self.held[lease.instance_id] = run
+            is_due = lease.instance_id not in self._wanted_back
             self._wanted_back.discard(lease.instance_id)
-            run.resume(lease)
+            run.resume(lease, is_due=is_due)
+            if run.pauses.has_more_than_a_few:
+                self.mail_has_come()  # not all of them are woken to ask
             return
         stale = self._parked.pop(lease.instance_id, None)
         if stale is not None:
@@ -115,6 +124,23 @@ class Executor:
         if parked is not None:
             parked.seal(Suspended)  # nobody held it: its cancellation is written already
 
+    @property
+    def has_listeners(self) -> bool:
+        """Whether a held run waits for messages while it does something else as well."""
+        return any(run.pauses.may_get_mail for run in self.held.values())
+
+    def mail_has_come(self) -> None:
+        """Look which waits of held runs something has come for; nobody makes a held instance due."""
+        self._spawn(self._look_for_mail())
+
+    async def _look_for_mail(self) -> None:
+        listening = [run.instance_id for run in self.held.values() if run.pauses.may_get_mail]
+        if not listening:
+            return
+        for instance_id, activity_id in await self._service.read(lambda conn: waits.with_mail(conn, listening)):
+            if (run := self.held.get(instance_id)) is not None:
+                run.pauses.wake_awaiting([activity_id])
+
     async def drain(self, timeout: float) -> None:
         """Begin nothing new; wait for attempts under way; hand all leases back, so that others go on at once."""
         self.is_draining = True
@@ -133,7 +159,7 @@ class Executor:
         if self._driving:
             await asyncio.wait(set(self._driving), timeout=1.0)
 
-    # What a run asks (runtime.run.Owner).
+    # What a run asks (runtime.owner.Owner).
 
     async def commit(self, unit: Unit) -> Outcome:
         """Write one unit."""
@@ -166,10 +192,18 @@ class Executor:
     # Inside.
 
     async def _recall(self, run: Run) -> None:
-        await self._service.write(
-            lambda conn: instances.make_due(conn, instance_id=run.instance_id, epoch=run.holder.epoch)
-        )
-        self._wake_claimer()
+        while run.is_parked and self._parked.get(run.instance_id) is run:
+            try:
+                await self._service.write(
+                    lambda conn: instances.make_due(conn, instance_id=run.instance_id, epoch=run.holder.epoch)
+                )
+            except DBAPIError as error:
+                if not is_outage(error):
+                    raise
+                await self._service.wait_until_reachable()
+            else:
+                self._wake_claimer()
+                return
 
     def _spawn(self, coroutine: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
@@ -188,12 +222,19 @@ class Executor:
             old.seal(LeaseLostError)
 
     async def _park(self, run: Run) -> None:
+        written_as = run.holder
         try:
             await run.save_values()
             delay = run.pauses.due_in_seconds if run.pauses.has_long else 0.0
-            outcome = await self.commit(Wait(run.holder, Status.WAITING_FOR_TIMER, delay))
+            self._workplace.probe("wait.before_commit")
+            outcome = await self.commit(Wait(run.holder, run.pauses.status, delay))
+            self._workplace.probe("wait.after_commit")
+            if isinstance(outcome, Saved) and outcome.is_due:
+                self._wake_claimer()
         except LeaseLostError:
             outcome = LeaseLost()
+        if run.holder != written_as:
+            return  # the lease was given back by a commit whose answer was lost, and the run goes on with another
         if isinstance(outcome, LeaseLost):
             if self._parked.get(run.instance_id) is run:
                 del self._parked[run.instance_id]
@@ -201,8 +242,8 @@ class Executor:
             return
         if run.instance_id in self._wanted_back:
             self._spawn(self._recall(run))
-        for margin in _WAKE_MARGINS:
-            asyncio.get_running_loop().call_later(delay + margin, self._wake_claimer)
+        if delay is not None:
+            self._wake_claimer_in(delay)
         while len(self._parked) > self._max_parked:
             _, oldest = self._parked.popitem(last=False)
             oldest.seal(Suspended)
@@ -217,7 +258,8 @@ class Executor:
     async def _drive(self, run: Run) -> None:
         try:
             if run.lease.is_cancelled:
-                await self._end(run, End(run.holder, Status.CANCELLED, had_retries=run.had_retries))
+                run.had_waits = run.had_mail = True  # its body, which would tell, is not run
+                await self._end(run, self._end_of(run, Status.CANCELLED))
                 return
             if not run.lease.has_history:
                 run.hook("on_workflow_start", run.workflow_name)
@@ -236,19 +278,22 @@ class Executor:
             run.seal(run.fate or Suspended) if run.mismatch is None else body.cancel()
         else:
             error = asyncio.CancelledError("the body was cancelled") if body.cancelled() else body.exception()
-            if run.fate is None:
+            if run.fate in (None, Recurred):
                 await run.until_held()
         if run.fate in (LeaseLostError, Suspended):
             self._let_go(run)
             return
         if run.fate is Cancelled:
-            await self._end(run, End(run.holder, Status.CANCELLED, had_retries=run.had_retries))
+            await self._end(run, self._end_of(run, Status.CANCELLED))
             return
         mismatch = run.mismatch or self._unfinished(run)
         if mismatch is not None:
             await self._block(run, mismatch)
             return
-        unit, error = self._ending(run, error, None if error else body.result())
+        if run.fate is Recurred:
+            unit, error = self._end_of(run, Status.RECURRED), None
+        else:
+            unit, error = self._ending(run, error, None if error else body.result())
         try:
             await run.save_values()
             await self._end(run, unit, error)
@@ -260,7 +305,7 @@ class Executor:
                 return
             owner = f"workflow {run.workflow_name!r} ({run.instance_id})"
             failure = refused_by_database(owner, refused)
-            await self._end(run, End(run.holder, Status.FAILED, None, encode_error(failure), run.had_retries), failure)
+            await self._end(run, self._end_of(run, Status.FAILED, error_json=encode_error(failure)), failure)
 
     def _unfinished(self, run: Run) -> NonDeterminismError | None:
         try:
@@ -275,10 +320,17 @@ class Executor:
             try:
                 output_json, _ = run.workflow.parameters.result.round_trip(value, owner=owner)
                 check_size(output_json, self._workplace.max_payload_bytes, owner=owner)
-                return End(run.holder, Status.COMPLETED, output_json, had_retries=run.had_retries), None
+                return self._end_of(run, Status.COMPLETED, output_json=output_json), None
             except PayloadError as unstorable:
                 error = unstorable
-        return End(run.holder, Status.FAILED, None, encode_error(as_replayed(error)), run.had_retries), error
+        return self._end_of(run, Status.FAILED, error_json=encode_error(as_replayed(error))), error
+
+    def _end_of(
+        self, run: Run, status: Status, *, output_json: str | None = None, error_json: str | None = None
+    ) -> End:
+        successor = run.successor if status is Status.RECURRED else None
+        mailbox = run.mailbox if run.had_mail else None
+        return End(run.holder, status, output_json, error_json, run.had_retries, run.had_waits, mailbox, successor)
 
     async def _end(self, run: Run, end: End, error: BaseException | None = None) -> None:
         run.is_ending = True
@@ -295,16 +347,22 @@ class Executor:
                 run.hook("on_workflow_complete", run.workflow_name)
             case Status.CANCELLED:
                 run.hook("on_workflow_cancelled", run.workflow_name)
+            case Status.RECURRED:
+                self._wake_claimer()
             case _:
                 _log.warning("Workflow %s, instance %s, failed: %r", run.workflow_name, run.instance_id, error)
                 run.hook("on_workflow_failed", run.workflow_name, error)
-        self._completions.announce(run.instance_id)
+        if run.had_mail:
+            self._wake_claimer()  # what it had from queues goes to others
+        for waited_for in {run.instance_id, run.mailbox}:  # who started a chain of recurrences waits for its end
+            self._completions.announce(waited_for)
 
     async def _block(self, run: Run, mismatch: NonDeterminismError) -> None:
         _log.error("%s", mismatch)
         run.is_ending = True
         await self.commit(Block(run.holder, encode_error(mismatch, with_traceback=False)))
         self._let_go(run)
+        self._wake_claimer()  # what it had from queues goes to others
 
     def _let_go(self, run: Run) -> None:
         if self.held.get(run.instance_id) is run:

@@ -7,7 +7,7 @@ the value, or throws. The body never holds a thread while it waits.
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from greenlet import getcurrent, greenlet
@@ -45,3 +45,8 @@ def wait_in_greenlet(awaitable: Awaitable[Any]) -> Any:
     parent = getcurrent().parent
     assert parent is not None
     return parent.switch(awaitable)
+
+
+def hand_out(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a call gives its caller: in a plain ``def`` body the value, in an ``async def`` one something to await."""
+    return wait_in_greenlet(coroutine) if is_in_greenlet() else coroutine

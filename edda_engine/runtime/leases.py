@@ -12,6 +12,7 @@ from edda_engine.storage.database import is_outage
 
 _log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 0.25
 _LONGEST_PAUSE_SECONDS = 20.0
 _SHORTEST_PAUSE_SECONDS = 0.05
 
@@ -19,8 +20,8 @@ _SHORTEST_PAUSE_SECONDS = 0.05
 class Leases:
     """Keeps the leases of one worker."""
 
-    def __init__(self, *, worker_id: str, service: ServiceThread, poll_interval: float) -> None:
-        self._worker_id, self._service, self._poll_interval = worker_id, service, poll_interval
+    def __init__(self, *, worker_id: str, service: ServiceThread) -> None:
+        self._worker_id, self._service = worker_id, service
 
     async def work(self, executor: Executor) -> None:
         """Renew until cancelled."""
@@ -28,7 +29,7 @@ class Leases:
         last = loop.time()
         while True:
             # A run with a short lease may come at any time, so look often and renew only when it is time.
-            await asyncio.sleep(min(self._poll_interval, self._pause(executor)))
+            await asyncio.sleep(min(_LOOK_SECONDS, self._pause(executor)))
             if loop.time() - last >= self._pause(executor) - 0.01:
                 last = loop.time()
                 await self._renew(executor)

@@ -1,13 +1,17 @@
 """The pauses of one body: short ones are slept through, long ones may outlive the lease.
 
-A pause ends by its timer, by a new lease that finds it due, or because the body is to stop.
+A pause ends by its timer, by a new lease that finds it due, by a message, or because the body is to stop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from math import inf
+
+from edda_engine.core.status import Status
 
 IN_MEMORY_SECONDS = 1.0
 """Pauses up to this long are slept through with the lease held; longer ones give it back."""
@@ -16,12 +20,34 @@ CLOSE_ENOUGH_SECONDS = 0.02
 """A pause that ends this soon counts as over: the database's clock has said so already."""
 
 
+_FEW = 4
+_A_YEAR = 365 * 86400.0
+
+NAP_SECONDS = 0.1
+"""Timers up to this long are slept through with the lease held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One long pause: until when (by this process's monotonic clock), for which wait, and what that is called."""
+
+    due: float
+    status: Status
+    asks: str | None = None
+    """The id of the wait that asks the database when it is woken; ``None`` for one that only lets time pass."""
+
+    @property
+    def may_get_mail(self) -> bool:
+        """Whether a message may end it before its time."""
+        return self.asks is not None and self.status is not Status.WAITING_FOR_TIMER
+
+
 class Pauses:
-    """Who waits in one body, and until when (by this process's monotonic clock)."""
+    """Who waits in one body."""
 
     def __init__(self) -> None:
         self._short: set[asyncio.Future[None]] = set()
-        self._long: dict[asyncio.Future[None], float] = {}
+        self._long: dict[asyncio.Future[None], Pause] = {}
 
     @property
     def has_long(self) -> bool:
@@ -29,9 +55,27 @@ class Pauses:
         return bool(self._long)
 
     @property
-    def due_in_seconds(self) -> float:
-        """Until the first of the long ones ends."""
-        return max(0.0, min(self._long.values()) - time.monotonic())
+    def due_in_seconds(self) -> float | None:
+        """Until the first of the long ones ends; ``None`` if none ends by itself."""
+        first = min((pause.due for pause in self._long.values()), default=inf)
+        return None if first == inf else max(0.0, first - time.monotonic())
+
+    @property
+    def may_get_mail(self) -> bool:
+        """Whether a message may end one of them."""
+        return any(pause.may_get_mail for pause in self._long.values())
+
+    @property
+    def has_more_than_a_few(self) -> bool:
+        """Whether there are so many that a new lease does not wake all who ask."""
+        return len(self._long) > _FEW
+
+    @property
+    def status(self) -> Status:
+        """What the body waits for: a message or an event rather than a timer."""
+        found = {pause.status for pause in self._long.values()}
+        order = (Status.WAITING_FOR_MESSAGE, Status.WAITING_FOR_EVENT)
+        return next((status for status in order if status in found), Status.WAITING_FOR_TIMER)
 
     async def short(self, seconds: float) -> None:
         """Wait for a moment."""
@@ -45,24 +89,56 @@ class Pauses:
             timer.cancel()
             self._short.discard(future)
 
-    async def long(self, seconds: float, *, is_parked: Callable[[], bool]) -> None:
+    async def long(
+        self,
+        seconds: float | None,
+        *,
+        is_parked: Callable[[], bool],
+        status: Status = Status.WAITING_FOR_TIMER,
+        asks: str | None = None,
+    ) -> None:
         """Wait; while the body is parked its timer does nothing, because only a new lease may let it go on."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
-        timer = loop.call_later(seconds, lambda: None if is_parked() else wake(future))
-        self._long[future] = time.monotonic() + seconds
+        timer = None
+        if seconds is not None:
+            timer = loop.call_later(min(seconds, _A_YEAR), lambda: None if is_parked() else wake(future))
+        due = inf if seconds is None else time.monotonic() + seconds
+        self._long[future] = Pause(due, status, asks)
         try:
             await future
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             del self._long[future]
 
     def wake_due(self) -> None:
         """End the long pauses whose time has come."""
         limit = time.monotonic() + CLOSE_ENOUGH_SECONDS
-        for future, due in list(self._long.items()):
-            if due <= limit:
+        for future, pause in list(self._long.items()):
+            if pause.due <= limit:
                 wake(future)
+
+    def wake_awaiting(self, waits: Collection[str]) -> None:
+        """End the pauses of these waits: something has come for them."""
+        for future, pause in list(self._long.items()):
+            if pause.asks in waits:
+                wake(future)
+
+    def wake_for_lease(self, *, is_due: bool) -> None:
+        """There is a new lease: end what may be over, whatever this process's clock says.
+
+        Those who ask the database may be woken for nothing, so all of a few are, and of many the first. Who only lets
+        time pass is woken if nobody asks and the database has found the instance due.
+        """
+        self.wake_due()
+        asking = [future for future, pause in self._long.items() if pause.asks is not None]
+        if len(asking) > _FEW:
+            asking = [min(asking, key=lambda future: self._long[future].due)]
+        elif not asking and is_due and self._long:
+            asking = [min(self._long, key=lambda future: self._long[future].due)]
+        for future in asking:
+            wake(future)
 
     def wake_all(self) -> None:
         """End every pause."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 Probe = Callable[[str], None]
 
-POINTS = (
+STEP_POINTS = (
     "claim.before_commit",
     "claim.after_commit",
     "body.started",
@@ -24,6 +24,40 @@ POINTS = (
     "end.before_commit",
     "end.after_commit",
 )
+"""Points that any instance with activities passes. What was sent is delivered in the transaction of a claim."""
+
+TALK_POINTS = (
+    "take.before_commit",
+    "take.after_commit",
+    "wait.before_commit",
+    "wait.after_commit",
+    "send.before_commit",
+    "send.after_commit",
+    "subscribe.before_commit",
+    "subscribe.after_commit",
+)
+"""Points in the life of a wait: it asks for what has come, gives its lease back; and of what a body sends."""
+
+EVENT_POINTS = ("events.before_commit", "events.after_commit")
+"""Points in the life of a request that brings an event."""
+
+RELAY_POINTS = (
+    "relay.claim.before_commit",
+    "relay.claim.after_commit",
+    "relay.publish.before",
+    "relay.publish.after",
+    "relay.record.before_commit",
+    "relay.record.after_commit",
+    "relay.renew.before_commit",
+    "relay.renew.after_commit",
+    "relay.release.before_commit",
+    "relay.release.after_commit",
+    "relay.prune.before_commit",
+    "relay.prune.after_commit",
+)
+"""Points in the life of a publication; only a relay passes them."""
+
+POINTS = STEP_POINTS + TALK_POINTS + EVENT_POINTS + RELAY_POINTS
 
 
 def no_probe(point: str) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from edda_engine.runtime.liveness import Liveness
 from edda_engine.runtime.service import ServiceThread
-from edda_engine.storage import instances, workers
+from edda_engine.storage import instances, notifications, outbox, workers
 from edda_engine.storage.database import is_outage
 from edda_engine.workflow import workflows
 
@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
 FORGET_AFTER_SECONDS = 86_400.0
+_SWEEP_SECONDS = 600.0
 
 
 class Recovery:
@@ -43,6 +44,7 @@ class Recovery:
         def enter(conn: Connection) -> None:
             workers.register(conn, self._liveness.record(workflows.names()))
             instances.save_definitions(conn, declared)
+            notifications.notify(conn, notifications.WORKERS_CHANNEL, self._service_name)
 
         await self._service.write(enter)
 
@@ -54,19 +56,23 @@ class Recovery:
         """Look and beat until cancelled."""
         loop = asyncio.get_running_loop()
         next_beat = loop.time() + HEARTBEAT_SECONDS / 2
+        next_sweep = next_beat
         while True:
             try:
                 await self._look()
                 if loop.time() >= next_beat:
                     next_beat = loop.time() + HEARTBEAT_SECONDS
                     await self._beat()
+                if loop.time() >= next_sweep:
+                    next_sweep = loop.time() + _SWEEP_SECONDS
+                    await self._service.write(self._sweep)
             except Exception as error:
                 if not is_outage(error):
                     _log.exception("Looking after the other workers failed; tried again")
             await asyncio.sleep(self._interval)
 
     async def _look(self) -> None:
-        dead = await self._service.read(self._liveness.dead_siblings)
+        dead = await self._service.call(self._liveness.dead_siblings)
         for worker_id in dead:
             released = await self._service.write(lambda conn, found=worker_id: _take_over(conn, found))  # type: ignore[misc]
             if released is not None:
@@ -79,12 +85,16 @@ class Recovery:
 
     async def _beat(self) -> None:
         names = workflows.names()
-        is_known = await self._service.write(lambda conn: workers.beat(conn, self._liveness.worker_id, names))
+        is_known, stranded = await self._service.write(
+            lambda conn: (
+                workers.beat(conn, self._liveness.worker_id, names),
+                instances.unclaimable(conn, self._service_name),
+            )
+        )
         if not is_known:
             _log.warning("A sibling took this worker for dead; it enters itself again")
             await self.register()
-        await self._service.write(self._sweep)
-        for name, count in await self._service.read(lambda conn: instances.unclaimable(conn, self._service_name)):
+        for name, count in stranded:
             if name not in self._reported:
                 self._reported.add(name)
                 _log.warning(
@@ -92,6 +102,7 @@ class Recovery:
                     " its module in WORKFLOWS; they wait and block nobody.",
                     count, name, self._service_name,
                 )  # fmt: skip
+        self._liveness.look_for_new_siblings()
 
     def _sweep(self, conn: Connection) -> None:
         for worker_id in workers.silent(conn, service=self._service_name, seconds=FORGET_AFTER_SECONDS):
@@ -102,4 +113,5 @@ def _take_over(conn: Connection, worker_id: str) -> list[str] | None:
     """Release what a dead worker held; ``None`` if another sibling has done so."""
     if not workers.unregister(conn, worker_id):
         return None
+    outbox.release_relay(conn, worker_id)
     return instances.release_worker(conn, worker_id)

@@ -10,31 +10,32 @@ call of its body with the matching control-flow exception, whatever the body cat
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import inspect
 import itertools
 import logging
-import uuid
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, NoReturn
 
 from edda_engine.activity import Activity
-from edda_engine.context import SyncWorkflowContext, WorkflowContext
-from edda_engine.core.codec import codec_for, parse
-from edda_engine.core.events import EventType, Recorded, StepKey, event_json
+from edda_engine.core.codec import parse
+from edda_engine.core.events import GIVEN_UP, EventType, Recorded, StepKey, event_json
 from edda_engine.core.failures import decode_error
-from edda_engine.core.ports import current_place
-from edda_engine.core.replay import Branch, Replay
-from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError
+from edda_engine.core.ports import WaitKind, current_place
+from edda_engine.core.replay import Replay
+from edda_engine.core.status import Status
+from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Recurred
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
-from edda_engine.runtime.branches import begin_line, current_line, guarded
-from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet, wait_in_greenlet
-from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, Pauses, for_ever
-from edda_engine.storage.commit import Holder, LeaseLost, Outcome, Step, Unit
+from edda_engine.runtime.body import Body
+from edda_engine.runtime.branches import begin_line, current_line, guarded, no_further
+from edda_engine.runtime.greenlets import hand_out
+from edda_engine.runtime.owner import Owner
+from edda_engine.runtime.past import Past
+from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever
 from edda_engine.storage.instances import Lease
-from edda_engine.storage.retries import RetryState
+from edda_engine.storage.units import Holder, LeaseLost, Outcome, PutBack, Step, Successor, Unit
 from edda_engine.workflow import DeclaredWorkflow
 
 _log = logging.getLogger(__name__)
@@ -45,44 +46,9 @@ _REFUSALS = 100
 IDLE_AFTER_SECONDS = 0.02
 """How long a body must have nothing to do but wait before its lease is given back."""
 
-_DATETIME = codec_for(datetime)
-
-
-class Owner(Protocol):
-    """What a run needs of the executor that owns it."""
-
-    is_draining: bool
-
-    async def commit(self, unit: Unit) -> Outcome:
-        """Write one unit."""
-        ...
-
-    async def find_recorded(self, instance_id: str, activity_id: str) -> Recorded | None:
-        """Once the database answers: what it has of a step."""
-        ...
-
-    def has_gone_idle(self, run: Run) -> None:
-        """The run only waits."""
-        ...
-
-    def wants_back(self, run: Run) -> None:
-        """The body of a parked run has gone on by itself, after a timeout say, and needs its lease again."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What is recorded of an instance."""
-
-    steps: tuple[Recorded, ...] = ()
-    last_seq: int = 0
-    retry_states: dict[str, RetryState] | None = None
-
 
 class Run:
-    """A body under way (see ``core.ports.BodyExecution``)."""
-
-    is_body: Literal[True] = True
+    """A body under way."""
 
     def __init__(
         self,
@@ -97,9 +63,12 @@ class Run:
         self.lease, self.workflow = lease, workflow
         self.instance_id, self.workflow_name, self.worker_id = lease.instance_id, workflow.name, worker_id
         self.holder = Holder(lease.instance_id, worker_id, lease.epoch)
+        self.mailbox = lease.mailbox or lease.instance_id
         self.replay = Replay(workflow.name, lease.instance_id, past.steps)
         self.retry_states = dict(past.retry_states or {})
         self.had_retries = bool(past.retry_states)
+        self.had_waits = self.had_mail = lease.has_history or lease.mailbox != lease.instance_id
+        self.successor: Successor | None = None
         self.fate: type[BaseException] | None = None
         self.mismatch: NonDeterminismError | None = None
         self.is_parked = False
@@ -110,7 +79,8 @@ class Run:
         self._busy = 0
         self._turn = 0
         self.pauses = Pauses()
-        self._unsaved: list[tuple[StepKey, int, EventType, str]] = []
+        self._calls = Body(self)
+        self._unsaved: list[Callable[[Holder], Unit]] = []
         self._resumed = asyncio.Event()
         self._refusals = 0
         self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -134,7 +104,7 @@ class Run:
         """True while the body can do nothing but wait."""
         return self._busy == 0 and self.pauses.has_long and self.fate is None
 
-    def resume(self, lease: Lease) -> None:
+    def resume(self, lease: Lease, *, is_due: bool) -> None:
         """Go on with a new lease, nobody having had the instance in between."""
         self.lease = lease
         self.holder = replace(self.holder, epoch=lease.epoch)
@@ -144,7 +114,7 @@ class Run:
             self.ask_to_stop()
         if self.fate is not None:
             self.pauses.wake_all()
-        self.pauses.wake_due()
+        self.pauses.wake_for_lease(is_due=is_due)
         self._look_if_idle()
 
     def seal(self, fate: type[BaseException]) -> None:
@@ -174,67 +144,87 @@ class Run:
         :raises LeaseLostError: another worker owns the instance.
         """
         async with self._saving:
-            values, self._unsaved = self._unsaved, []
-            steps = [Step(self.holder, *value) for value in values]
-            for outcome in await asyncio.gather(*(self._owner.commit(step) for step in steps)):
+            unsaved, self._unsaved = self._unsaved, []
+            units = [make_unit(self.holder) for make_unit in unsaved]
+            for outcome in await asyncio.gather(*(self._owner.commit(unit) for unit in units)):
                 if isinstance(outcome, LeaseLost):
                     raise LeaseLostError("Another worker owns this instance now.")
+            if any(isinstance(unit, PutBack) for unit in units):
+                self.has_sent()  # what went back to a queue is for others
 
-    # What the context asks (core.ports.BodyExecution).
+    # What the body's calls ask (runtime.body.BodyRun, runtime.talking.TalkingRun).
+
+    def perform(
+        self, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], key: StepKey
+    ) -> Coroutine[Any, Any, Any]:
+        """The work of a step, until its outcome is recorded."""
+        return StepWork(self._workplace, self, key, activity, args, kwargs).outcome()
+
+    def recur_as(self, successor: Successor) -> NoReturn:
+        """End this run; the successor starts in the transaction that says so."""
+        self.successor, self.fate = successor, Recurred
+        if self.body is not None and self.body is not asyncio.current_task():
+            self.body.cancel()  # the call came from another task of the body, which may wait for something else
+        raise Recurred
 
     @property
-    def is_replaying(self) -> bool:
-        """True while history has answers that were not asked for yet."""
-        return self.replay.is_replaying
+    def max_payload_bytes(self) -> int:
+        """The largest payload."""
+        return self._workplace.max_payload_bytes
 
-    def call_activity(
-        self, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, activity_id: str | None
+    def call(
+        self,
+        name: str,
+        work: Callable[[StepKey], Coroutine[Any, Any, Any]],
+        answer: Callable[[Recorded], Any],
+        *,
+        about: str | None = None,
+        activity_id: str | None = None,
+        arguments: Callable[[], Any] | None = None,
+        given_up: Callable[[StepKey], Callable[[Holder], Unit]] | None = None,
+        is_race: bool = False,
     ) -> Any:
-        """Take the step's id now; return its value, or an awaitable of it."""
+        """Number a call now and hand out what comes of it: its recorded answer, or what *work* brings.
+
+        :param about: How history names it, if that says more than what it is numbered by.
+        :param is_race: It only waits for other calls, and is no work of its own.
+        """
         if self._is_beyond_refusing():
-            return self._hand_out(for_ever())
-        self._refuse_if_sealed()
-        key = self._branch().take(activity.name, activity_id)
-        recorded = self._ask(key, activity.name, partial(activity.parameters.as_recorded, args, kwargs))
-        return self._hand_out(self._step(activity, key, recorded, args, kwargs))
-
-    def call_inline(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run another workflow's function as part of this body."""
-        self._refuse_if_sealed()
-        if is_in_greenlet() and not workflow.is_async:
-            return workflow.function(SyncWorkflowContext(self), *args, **kwargs)
-        return self._hand_out(self._call(workflow, args, kwargs))
-
-    def gather(self, branches: tuple[Callable[[], Any], ...], *, return_exceptions: bool) -> list[Any]:
-        """Run branches of a plain ``def`` body side by side, each in a greenlet and a task of its own."""
-        self._refuse_if_sealed()
-
+            return hand_out(for_ever())
+        self.refuse_if_sealed()
         line = current_line()
-        tasks = [line.fork().create_task(run_in_greenlet(branch)) for branch in branches]
-        found: list[Any] = wait_in_greenlet(asyncio.gather(*tasks, return_exceptions=return_exceptions))
-        return found
-
-    def now(self) -> datetime:
-        """The recorded time of this call, or now."""
-        self._refuse_if_sealed()
-        name = "ctx.now"
-        key = self._branch().take(name)
-        recorded = self._ask(key, name)
+        line.last_taken = None
+        key = line.branch.take(name, activity_id)
+        recorded = self.ask(key, about or name, arguments)
         if recorded is not None:
-            moment: datetime = _DATETIME.decode_parsed(recorded.event_data["result"], owner=name)
-            return moment.astimezone(UTC)
-        moment = datetime.now(UTC)
-        event = event_json(name, result_json=_DATETIME.encode(moment, owner=name))
-        self._unsaved.append((key, self.next_seq(), EventType.VALUE_RECORDED, event))
-        return moment
+            return hand_out(self._answered(recorded, answer))
+        if is_race:
+            return hand_out(self._race(key, work))
+        return hand_out(self._step(key, work, given_up or partial(self._given_up, name)))
 
-    def uuid4(self) -> uuid.UUID:
-        """Derived from the instance and the place of the call."""
-        return uuid.UUID(bytes=self._derived("uuid4")[:16], version=4)
+    async def hold(self, seconds: float | None, *, kind: WaitKind, status: Status, activity_id: str) -> None:
+        """Pause until something may have come; a long pause may give the lease back meanwhile.
 
-    def random(self) -> float:
-        """Derived from the instance and the place of the call."""
-        return (int.from_bytes(self._derived("random")[:8], "big") >> 11) / (1 << 53)
+        :raises Cancelled: the instance was asked to stop.
+        """
+        if kind is WaitKind.TIMER and seconds is not None and seconds <= NAP_SECONDS:
+            await self.pauses.short(seconds)
+        else:
+            await self._long_pause(seconds, status=status, asks=activity_id)
+        if self.fate is not None:
+            raise self.fate
+
+    def write_later(self, make_unit: Callable[[Holder], Unit]) -> None:
+        """Write this before anything happens that may depend on it."""
+        self._unsaved.append(make_unit)
+
+    def has_sent(self) -> None:
+        """Messages are committed: somebody may wait for them."""
+        self._workplace.has_sent()
+
+    def probe(self, name: str) -> None:
+        """Say where the run is."""
+        self._workplace.probe(name)
 
     # What the work on a step asks.
 
@@ -258,12 +248,7 @@ class Run:
         if seconds <= IN_MEMORY_SECONDS:
             await self.pauses.short(seconds)
         else:
-            self._step_ends()
-            self._look_if_idle()
-            try:
-                await self.pauses.long(seconds, is_parked=lambda: self.is_parked)
-            finally:
-                self._step_begins()
+            await self._long_pause(seconds, status=Status.WAITING_FOR_TIMER, asks=None)
         if self.fate is not None:
             raise self.fate
 
@@ -294,67 +279,83 @@ class Run:
     # Inside.
 
     async def _run_body(self) -> Any:
-        current_place.set(self)
+        current_place.set(self._calls)
         begin_line(self._tasks)
         with self._workplace.environment.around_body():
             owner = f"input of workflow {self.workflow_name!r}"
             args, kwargs = self.workflow.parameters.decode(parse(self.lease.input_json), owner=owner)
             self._workplace.probe("body.started")
-            return await guarded(self._call(self.workflow, args, kwargs))
+            return await guarded(self._calls.invoke(self.workflow, args, kwargs))
 
-    async def _call(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if workflow.is_async:
-            return await workflow.function(WorkflowContext(self), *args, **kwargs)
-        return await run_in_greenlet(workflow.function, SyncWorkflowContext(self), *args, **kwargs)
-
-    def _hand_out(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return wait_in_greenlet(coroutine) if is_in_greenlet() else coroutine
-
-    def _branch(self) -> Branch:
-        return current_line().branch
-
-    def _ask(self, key: StepKey, name: str, arguments: Callable[[], Any] | None = None) -> Recorded | None:
+    def ask(self, key: StepKey, name: str, arguments: Callable[[], Any] | None = None) -> Recorded | None:
+        """What history has for a call."""
         try:
             return self.replay.ask(key, name, arguments)
         except NonDeterminismError as mismatch:
             self.mismatch = self.mismatch or mismatch
             raise
 
+    async def _answered(self, recorded: Recorded, answer: Callable[[Recorded], Any]) -> Any:
+        self.refuse_if_sealed()
+        if recorded.event_type in GIVEN_UP:
+            await no_further()  # the body gave this call up; it does so again
+        found = answer(recorded)
+        return await found if inspect.iscoroutine(found) else found
+
+    async def _race(self, key: StepKey, work: Callable[[StepKey], Coroutine[Any, Any, Any]]) -> Any:
+        self.refuse_if_sealed()
+        if self._owner.is_draining or current_line().past is not None:
+            await no_further()
+        value = await work(key)
+        self.refuse_if_sealed()
+        return value
+
     async def _step(
         self,
-        activity: Activity[..., Any],
         key: StepKey,
-        recorded: Recorded | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        work: Callable[[StepKey], Coroutine[Any, Any, Any]],
+        given_up: Callable[[StepKey], Callable[[Holder], Unit]],
     ) -> Any:
-        self._refuse_if_sealed()
-        if recorded is not None:
-            if recorded.event_type == EventType.ACTIVITY_CANCELLED:
-                await for_ever()  # the body gave this call up; it does so again
-            return self.answer(activity, recorded)
-        if self._owner.is_draining:
-            await for_ever()  # nothing new is begun; the instance goes on elsewhere
-        await self.until_held()
-        self._step_begins()
+        self.refuse_if_sealed()
+        if self._owner.is_draining or current_line().past is not None:
+            await no_further()  # nothing new is begun; the instance, if anything, goes on elsewhere
         try:
-            if self._unsaved or self._saving.locked():
-                await self.save_values()
-            value = await StepWork(self._workplace, self, key, activity, args, kwargs).outcome()
+            await self.until_held()
+            with self._at_work():
+                if self._unsaved or self._saving.locked():
+                    await self.save_values()
+                value = await work(key)
         except LeaseLostError:
             self.fate = LeaseLostError
             raise
         except asyncio.CancelledError:
             if self.fate is None:
                 # The body gave this call up, by a timeout say. That is part of its past: a replay must go the same way.
-                event = event_json(activity.name)
-                self._unsaved.append((key, self.next_seq(), EventType.ACTIVITY_CANCELLED, event))
+                self.write_later(given_up(key))
             raise
-        finally:
-            self._step_ends()
         if self.fate is not None:
             raise self.fate
         return value
+
+    def _given_up(self, name: str, key: StepKey) -> Callable[[Holder], Unit]:
+        event, seq = event_json(name), self.next_seq()
+        return lambda holder: Step(holder, key, seq, EventType.ACTIVITY_CANCELLED, event)
+
+    async def _long_pause(self, seconds: float | None, *, status: Status, asks: str | None) -> None:
+        self._step_ends()
+        self._look_if_idle()
+        try:
+            await self.pauses.long(seconds, is_parked=lambda: self.is_parked, status=status, asks=asks)
+        finally:
+            self._step_begins()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._step_begins()
+        try:
+            yield
+        finally:
+            self._step_ends()
 
     def _step_begins(self) -> None:
         self._busy += 1
@@ -386,12 +387,9 @@ class Run:
             self.given_up.set_result(None)
         return True
 
-    def _refuse_if_sealed(self) -> None:
+    def refuse_if_sealed(self) -> None:
+        """Answer a body that must not go on."""
         if self.mismatch is not None:
             raise self.mismatch
         if self.fate is not None:
             raise self.fate
-
-    def _derived(self, purpose: str) -> bytes:
-        self._refuse_if_sealed()
-        return hashlib.sha256(f"{self.instance_id}\0{self._branch().derive(purpose)}".encode()).digest()

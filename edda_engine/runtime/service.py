@@ -36,10 +36,10 @@ class ServiceThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, in_transaction)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
-        """Run *work* on a connection, reading."""
+        """Run *work* on a connection, reading; each of its statements by itself."""
 
         def on_connection() -> T:
-            with self._database.service.connect() as conn:
+            with self._database.autocommitting() as conn:
                 return work(conn)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, on_connection)

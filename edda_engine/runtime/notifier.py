@@ -1,0 +1,140 @@
+"""Tells the workers of other processes, after a commit, that there is something to do.
+
+How it thinks. A request's thread only leaves a note; a thread of ours sends it, so that no commit of a user waits for
+a notification and no transaction of a user contains one. Many notes within a few milliseconds become one: the first is
+sent at once, what comes meanwhile a moment later. The thread and its connection are made for the first note and end
+when there has been none for a while, so a process that seldom starts something holds nothing.
+
+A note may be lost, with the process or the connection. Then the workers find the work when they next look by
+themselves. On SQLite nothing is sent: there every process sees that the file has changed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from edda_engine.storage.database import Database
+from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL, notify
+
+_log = logging.getLogger(__name__)
+
+TOGETHER_SECONDS = 0.01
+IDLE_SECONDS = 5.0
+_AT_EXIT_SECONDS = 1.0
+
+_everywhere: weakref.WeakSet[Notifier] = weakref.WeakSet()
+
+
+class Notifier:
+    """Sends notifications for one database, found when there is one to send; call it from any thread."""
+
+    def __init__(self, find_database: Callable[[], Database], *, idle_seconds: float = IDLE_SECONDS) -> None:
+        self._find_database, self._idle_seconds = find_database, idle_seconds
+        self._begin_anew()
+        _everywhere.add(self)
+
+    def notify(self, service: str) -> None:
+        """Let the workers of *service*, or of all if it is empty, look for work soon; returns at once."""
+        self._note(WAKE_CHANNEL, service)
+
+    def notify_relays(self) -> None:
+        """Let the relays look for events to publish soon; returns at once."""
+        self._note(OUTBOX_CHANNEL, "")
+
+    def close(self, timeout: float = _AT_EXIT_SECONDS) -> None:
+        """Send what is noted, within *timeout* seconds, and end the thread; a later note begins another one."""
+        if self._pid != os.getpid():
+            return
+        with self._changed:
+            thread = self._thread
+            self._is_closing = thread is not None
+            self._changed.notify_all()
+        if thread is not None:
+            thread.join(timeout)
+
+    def _note(self, channel: str, payload: str) -> None:
+        if self._find_database().is_sqlite:
+            return
+        if self._pid != os.getpid():
+            self._begin_anew()  # a child of fork(): the thread is the parent's
+        with self._changed:
+            self._noted.add((channel, payload))
+            if self._thread is None:
+                self._start_thread()
+            self._changed.notify_all()
+
+    def _begin_anew(self) -> None:
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._noted: set[tuple[str, str]] = set()
+        self._is_closing = False
+        self._thread: threading.Thread | None = None
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name="edda-notifier", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending and begins no more threads
+            self._noted.clear()
+            return
+        self._thread = thread
+
+    def _work(self) -> None:
+        conn: Connection | None = None
+        try:
+            while notes := self._next_notes():
+                conn = self._send(conn, notes)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_closing, TOGETHER_SECONDS)
+        finally:
+            with self._changed:
+                if self._thread is threading.current_thread():
+                    self._thread, self._is_closing = None, False
+            _let_go(conn)
+
+    def _next_notes(self) -> set[tuple[str, str]]:
+        """Wait for notes; none means that the thread is to end, and that the next note needs another one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._noted or self._is_closing, self._idle_seconds)
+            notes, self._noted = self._noted, set()
+            if not notes:
+                self._thread, self._is_closing = None, False
+            return notes
+
+    def _send(self, conn: Connection | None, notes: set[tuple[str, str]]) -> Connection | None:
+        for _ in range(2):  # the first connection may be one that broke while it was idle
+            try:
+                if conn is None:
+                    conn = self._find_database().autocommitting()
+                for channel, payload in notes:
+                    notify(conn, channel, payload)
+                return conn
+            except Exception as error:  # a pool may be given functions of the user's that connect
+                _log.debug("A notification could not be sent; the work is found at the next look: %s", error)
+                _let_go(conn)
+                conn = None
+        return None
+
+
+def _let_go(conn: Connection | None) -> None:
+    """Close the connection itself, instead of keeping it open in the pool."""
+    if conn is not None:
+        with suppress(SQLAlchemyError):
+            conn.invalidate()
+        with suppress(SQLAlchemyError):
+            conn.close()
+
+
+@atexit.register
+def _send_the_last() -> None:
+    for notifier in list(_everywhere):
+        notifier.close()

@@ -1,0 +1,33 @@
+"""What a run needs of the executor that owns it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from edda_engine.core.events import Recorded
+from edda_engine.storage.units import Outcome, Unit
+
+if TYPE_CHECKING:
+    from edda_engine.runtime.run import Run
+
+
+class Owner(Protocol):
+    """The executor, as a run sees it."""
+
+    is_draining: bool
+
+    async def commit(self, unit: Unit) -> Outcome:
+        """Write one unit."""
+        ...
+
+    async def find_recorded(self, instance_id: str, activity_id: str) -> Recorded | None:
+        """Once the database answers: what it has of a step."""
+        ...
+
+    def has_gone_idle(self, run: Run) -> None:
+        """The run only waits."""
+        ...
+
+    def wants_back(self, run: Run) -> None:
+        """The body of a parked run has gone on by itself, after a timeout say, and needs its lease again."""
+        ...

@@ -1,0 +1,45 @@
+"""Upkeep: keeps the tables of messages small, a bounded batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+from edda_engine.runtime.service import ServiceThread
+from edda_engine.storage import retention
+from edda_engine.storage.database import is_outage
+
+_log = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 300.0
+
+
+class Upkeep:
+    """Prunes for one worker; several do no harm to each other."""
+
+    def __init__(self, *, service: ServiceThread, message_retention_days: float) -> None:
+        self._service = service
+        self._retention_seconds = message_retention_days * 86_400.0
+
+    async def work(self) -> None:
+        """Prune until cancelled."""
+        while True:
+            # At another time in each worker, and not at the very start, when there is work to take up.
+            await asyncio.sleep(INTERVAL_SECONDS * random.uniform(0.5, 1.5))
+            try:
+                await self.prune()
+            except Exception as error:
+                if not is_outage(error):
+                    _log.exception("Pruning old messages failed; it is tried again")
+
+    async def prune(self) -> int:
+        """Delete everything that is due for it; returns how many rows."""
+        total = 0
+        while True:
+            count = await self._service.write(
+                lambda conn: retention.prune_messages(conn, retention_seconds=self._retention_seconds)
+            )
+            total += count
+            if count < retention.BATCH:
+                return total
