@@ -6,14 +6,13 @@ fork is left alone after it.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from sqlalchemy import Connection
 from edda_engine.client import Client, Ended, cancel_with
 from edda_engine.core.ports import current_place
 from edda_engine.errors import ConfigurationError, ResultTimeoutError, StartNotCommittedError, UsageError
-from edda_engine.hooks import HooksBase
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.completions import Completions
 from edda_engine.runtime.engine import Engine
+from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe
 from edda_engine.storage import migrate
 from edda_engine.storage.database import Database, normalized_url
@@ -35,6 +34,8 @@ from edda_engine.storage.instances import insert_instance
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body
 from edda_wsgi import starts
 from edda_wsgi.environment import FlaskEnvironment
+from edda_wsgi.joining import joining, refuse_own_transaction
+from edda_wsgi.loading import import_modules, load_hooks
 from edda_wsgi.loop_thread import LoopThread
 from edda_wsgi.session import SessionSource
 from edda_wsgi.settings import Effective
@@ -59,6 +60,7 @@ class Application:
         self._lock = threading.Lock()
         self._pid = self._made_by_pid = os.getpid()
         self._database: Database | None = None
+        self._notifier = Notifier(lambda: self.database)
         self._shares_session = False
         self._has_tables = False
         self._loop_thread: LoopThread | None = None
@@ -132,6 +134,12 @@ class Application:
         folder.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{folder / 'edda.db'}"
 
+    @property
+    def session_source(self) -> SessionSource | None:
+        """Where the application's sessions come from, if they are on this very database."""
+        self.database  # noqa: B018  finding it tells
+        return self._source if self._shares_session else None
+
     # Starting and cancelling.
 
     def start(
@@ -145,18 +153,39 @@ class Application:
             place.start(new)
             place.register_post_commit(self.wake)
             return new.instance_id
-        session = self._session_for(options.session)
+        self.write(
+            f"{workflow.name}.options(session=None).start()",
+            lambda conn: insert_instance(conn, new),
+            alone=lambda: self.client.write_start(new),
+            session=options.session,
+            starts_instance=new.instance_id,
+        )
+        return new.instance_id
+
+    def write(
+        self,
+        call: str,
+        joined: Callable[[Connection], Any],
+        *,
+        alone: Callable[[], Any],
+        session: Any,
+        starts_instance: str | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Change something in the session that it joins, or in a transaction of its own; then look for work."""
+        # A start is for this service; nobody knows yet for whom a message is.
+        then = then or (self.wake if starts_instance else self.wake_everybody)
+        session = self._session_for(session)
         if session is None:
-            self._refuse_own_transaction(place, f"{workflow.name}.options(session=None).start()")
+            refuse_own_transaction(call, is_sqlite=self.database.is_sqlite)
             self.ensure_tables()
-            self.client.write_start(new)
-            self.wake()
+            alone()
+            then()
         else:
             conn = starts.connection_of(session, self.database.engine)
             self._ensure_tables_for(conn)
-            insert_instance(conn, new)
-            starts.after_commit(session, self.wake, instance_id=new.instance_id)
-        return new.instance_id
+            joined(conn)
+            starts.after_commit(session, then, instance_id=starts_instance)
 
     def cancel(self, instance_id: str, reason: str | None, session: Any) -> bool:
         """Cancel an instance where the request belongs; see :meth:`edda_wsgi.EddaFlask.cancel`."""
@@ -168,7 +197,7 @@ class Application:
             return done
         joined = self._session_for(session)
         if joined is None:
-            self._refuse_own_transaction(place, "cancel(session=None)")
+            refuse_own_transaction("cancel(session=None)", is_sqlite=self.database.is_sqlite)
             done = self.client.cancel(instance_id, reason)
             self._was_cancelled(instance_id)
         else:
@@ -186,17 +215,12 @@ class Application:
         """The session that a change joins, or ``None`` for a transaction of its own."""
         if given is not UNSET:
             return given
+        if (joined := joining.get()) is not None:
+            return joined.session()
         if self._source is None or not has_app_context() or current_place.get() is not None:
             return None
-        self.database  # noqa: B018  finding it tells whether the session is shared
-        return self._source.current() if self._shares_session else None
-
-    def _refuse_own_transaction(self, place: Any, call: str) -> None:
-        if isinstance(place, Attempt) and place.transaction.is_begun and self.database.is_sqlite:
-            raise UsageError(
-                f"{call} in activity {place.activity_id!r} needs a second transaction while the activity's own one is open,"
-                " and SQLite admits one writer. Leave session= out: the change is then part of the activity's step."
-            )
+        source = self.session_source
+        return source.current() if source is not None else None
 
     # Results.
 
@@ -241,6 +265,15 @@ class Application:
         """The id of this process as a worker, or ``None``."""
         return self._engine.worker_id if self.is_running and self._engine is not None else None
 
+    def worker_problems(self, timeout: float) -> list[str]:
+        """What is wrong with the worker of this process, asked on its event loop.
+
+        :raises TimeoutError: the loop does not answer.
+        """
+        if not self.is_running or self._engine is None or self._loop_thread is None:
+            return ["It does not run in this process."]
+        return self._loop_thread.run(self._engine.problems(), timeout)
+
     def start_engine(self) -> Future[None]:
         """Start the engine on its loop thread, once in each process; the future is done when it claims."""
         self._after_fork()
@@ -270,13 +303,28 @@ class Application:
             application=self,
             probe=self._probe,
             completions=self.completions,
+            notifier=self._notifier,
         )
         await self._engine.start()
 
     def wake(self) -> None:
-        """Let the engine of this process, if there is one, look for work now."""
-        if self.is_running and self._engine is not None:
-            self._engine.wake()
+        """Let the engine of this process look for work now, or else those of other processes of this service."""
+        if not self._has(Engine.wake):
+            self._notifier.notify(self.settings.service_name)
+
+    def wake_everybody(self) -> None:
+        """Let the engine of this process look for work now, or else those of all services."""
+        if not self._has(Engine.wake):
+            self._notifier.notify("")
+
+    def wake_relay(self) -> None:
+        """Let the relay of this process look for events to publish now, or else those of other processes."""
+        if not self._has(Engine.wake_relay):
+            self._notifier.notify_relays()
+
+    def _has(self, woken: Callable[[Engine], bool]) -> bool:
+        engine = self._engine
+        return self.is_running and engine is not None and woken(engine)
 
     def stop_engine(self, timeout: float | None) -> None:
         """Drain and stop the engine of this process; does nothing if there is none."""
@@ -288,6 +336,7 @@ class Application:
             loop_thread, engine, starting = self._loop_thread, self._engine, self._starting
             self._loop_thread = self._engine = self._starting = None
         if loop_thread is None:
+            self._notifier.close()
             if self._database is not None:
                 self._database.close()
             return
@@ -307,59 +356,6 @@ class Application:
         self.completions = Completions()
         if self._database is not None:
             self._database.after_fork()
-
-
-def import_modules(module_names: Iterable[str]) -> None:
-    """Import the modules that declare workflows.
-
-    :raises ConfigurationError: one of them cannot be imported.
-    """
-    for name in module_names:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise
-            raise ConfigurationError(
-                f"WORKFLOWS names {name!r}, and there is no module {error.name!r}. Check the spelling and the path."
-            ) from error
-
-
-def load_hooks(paths: Iterable[str]) -> Any:
-    """Make the hooks objects; several are called one after the other.
-
-    :raises ConfigurationError: a path leads nowhere.
-    """
-    made = []
-    for path in paths:
-        module_name, _, name = path.rpartition(".")
-        try:
-            made.append(getattr(importlib.import_module(module_name), name)())
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigurationError(f"HOOKS names {path!r}, which cannot be loaded: {error}") from error
-    if len(made) <= 1:
-        return made[0] if made else HooksBase()
-    return _Several(made)
-
-
-class _Several:
-    """Passes every call on to all hooks; one that raises does not keep it from the others."""
-
-    def __init__(self, hooks: list[Any]) -> None:
-        self._hooks = hooks
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any) -> None:
-            errors = []
-            for hook in self._hooks:
-                try:
-                    getattr(hook, name)(*args)
-                except Exception as error:  # the edge of user code
-                    errors.append(error)
-            if errors:
-                raise errors[0]
-
-        return call
 
 
 def _refuse_gevent() -> None:

@@ -16,15 +16,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edda_engine.client import Instance
 from edda_engine.core.events import HistoryEvent
-from edda_engine.core.status import Status
+from edda_engine.core.status import WAITING, Status
 from edda_engine.errors import EddaError
+from edda_engine.outbox.publishers import load_publisher
 from edda_engine.storage import migrate
 from edda_engine.storage.database import is_outage
 from edda_engine.version import __version__
 from edda_engine.workflow import StartOptions, workflows
-from edda_wsgi import lifecycle
-from edda_wsgi.application import Application, import_modules, load_hooks
+from edda_wsgi import cli_outbox, cli_talking, health, lifecycle
+from edda_wsgi.application import Application
+from edda_wsgi.loading import import_modules, load_check, load_hooks
 from edda_wsgi.settings import names
+from edda_wsgi.supervisor import Supervisor, is_supervised
 
 _COLOURS = {
     Status.PENDING: "cyan",
@@ -41,8 +44,8 @@ edda_commands = AppGroup("edda", help="Durable workflows: run a worker, look at 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
-def _command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command of the group whose expected errors are one line, not a traceback."""
+def _command(name: str, group: AppGroup = edda_commands) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of a group whose expected errors are one line, not a traceback."""
 
     def declare(function: Callable[..., Any]) -> click.Command:
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -60,16 +63,21 @@ def _command(name: str) -> Callable[[Callable[..., Any]], click.Command]:
 
         guarded.__doc__ = function.__doc__
         guarded.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-        return edda_commands.command(name)(with_appcontext(guarded))
+        return group.command(name)(with_appcontext(guarded))
 
     return declare
 
 
 @_command("worker")
-def worker() -> None:
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 256), help="So many, kept alive.")
+def worker(processes: int) -> None:
     """Run workflows until SIGTERM or Ctrl-C; then let activities finish and hand the rest over."""
     application = _application()
     import_modules(application.settings.workflows)
+    if processes > 1 and not is_supervised():
+        click.echo(f"edda {__version__}: {processes} workers for {application.settings.service_name!r}", err=True)
+        Supervisor(processes, shutdown_seconds=application.settings.shutdown_seconds).run()
+        return
     click.echo(f"edda {__version__}: worker for service {application.settings.service_name!r}", err=True)
     click.echo(f"  database   {_shown_url(application)}", err=True)
     click.echo(f"  workflows  {', '.join(workflows.names()) or 'none: name their modules in WORKFLOWS'}", err=True)
@@ -142,8 +150,8 @@ def show(instance_id: str, as_json: bool) -> None:
             click.style(found.status, fg=_COLOURS.get(found.status))
             + (f"  {_remark(found)}" if _remark(found) else ""),
         ),
-        ("input", _short(found.input)),
-        ("output", _short(found.output) if found.status is Status.COMPLETED else None),
+        ("input", cli_talking.short(found.input)),
+        ("output", cli_talking.short(found.output) if found.status is Status.COMPLETED else None),
         ("started", f"{found.created_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("ended", f"{found.completed_at:%Y-%m-%d %H:%M:%S} UTC" if found.completed_at else None),
         ("due", f"{found.wake_at:%Y-%m-%d %H:%M:%S} UTC" if found.wake_at and not found.locked_by else None),
@@ -211,9 +219,29 @@ def cancel(instance_id: str, reason: str | None, as_json: bool) -> None:
 @_as_json
 def retry(instance_id: str, as_json: bool) -> None:
     """Take up a failed or blocked instance again; a final failed step is tried anew."""
-    done = _with_tables().client.retry(instance_id)
+    application = _with_tables()
+    done = application.client.retry(instance_id)
+    application.wake()
     no = "Nothing to take up: it is under way, or it has completed or was cancelled."
     _print_act(instance_id, done, as_json, yes="It is due again; a worker takes it up.", no=no)
+
+
+_command("send-event")(cli_talking.send_event)
+
+_outbox_commands = AppGroup("outbox", help="Events for other services: look at them, try again, delete.")
+edda_commands.add_command(_outbox_commands)
+for _name, _function in cli_outbox.COMMANDS.items():
+    _command(_name, _outbox_commands)(_function)
+
+
+@_command("health")
+def health_command() -> None:
+    """Fail unless the database answers and a worker of this service lives on this host; for containers."""
+    checks = health.report_host(_application())
+    for check in checks:
+        click.secho(f"{check.name:10} {check.problem or 'ok'}", fg="red" if check.problem else "green")
+    if any(check.problem for check in checks):
+        sys.exit(_EXIT_PROBLEM)
 
 
 @_command("check")
@@ -254,6 +282,8 @@ def _problems(application: Application) -> list[str]:
     for attempt in (
         lambda: import_modules(application.settings.workflows),
         lambda: load_hooks(application.settings.hooks),
+        lambda: application.settings.outbox is None or load_publisher(application.settings.outbox),
+        lambda: application.settings.events.auth is None or load_check(application.settings.events.auth),
     ):
         try:
             attempt()
@@ -282,16 +312,16 @@ def _shown_url(application: Application) -> str:
 
 def _remark(found: Instance) -> str:
     if found.is_blocked:
-        return f"blocked: {_short_text(found.error_summary or 'nobody takes it up')}; see `flask edda retry`"
+        return f"blocked: {cli_talking.short_text(found.error_summary or 'nobody takes it up')}; see `flask edda retry`"
     if not found.is_runnable:
         return "no live worker knows this workflow"
     if found.status is Status.FAILED:
-        return _short_text(found.error_summary or "")
+        return cli_talking.short_text(found.error_summary or "")
     if found.status is Status.RUNNING and found.locked_by is None:
         return "waits for a worker"
     if found.cancel_requested_at and not found.status.is_finished:
         return "asked to stop"
-    if found.status is Status.WAITING_FOR_TIMER and found.wake_at:
+    if found.status in WAITING and found.wake_at:
         return f"until {found.wake_at:%Y-%m-%d %H:%M:%S} UTC"
     return ""
 
@@ -300,8 +330,7 @@ def _timeline_line(event: HistoryEvent, since: datetime) -> str:
     seconds = (event.created_at - since).total_seconds()
     failed = event.event_type.endswith("Failed")
     mark = click.style("x" if failed else "+", fg="red" if failed else "green")
-    told = event.event_data.get("error", {}).get("message") if failed else _short(event.event_data.get("result"))
-    line = f"  {seconds:>9.3f} s  {mark}  {event.activity_id:<28} {told}"
+    line = f"  {seconds:>9.3f} s  {mark}  {event.activity_id:<28} {cli_talking.told(event)}"
     metadata = event.event_data.get("retry_metadata")
     if metadata:
         line += click.style(f"  ({metadata['total_attempts']} attempts, {metadata['total_duration_ms']} ms)", dim=True)
@@ -340,15 +369,6 @@ def _ago(moment: datetime) -> str:
         if seconds >= size:
             return f"{seconds // size} {unit} ago"
     return f"{seconds} s ago"
-
-
-def _short(value: Any) -> str:
-    return _short_text(json.dumps(value, default=str, ensure_ascii=False))
-
-
-def _short_text(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def _indented(text: str) -> str:

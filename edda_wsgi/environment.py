@@ -45,7 +45,7 @@ class FlaskEnvironment:
             if self._source is None:
                 yield PlainSessions(transaction, is_async=False)
             else:
-                yield self._source.sessions(transaction)
+                yield self._source.sessions()
 
     @asynccontextmanager
     async def around_async_activity(self, transaction: AttemptTransaction) -> AsyncIterator[Any]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
 import click
-from flask import Flask, current_app, has_app_context
+from flask import Flask, Response, current_app, has_app_context
 
+from edda_engine.channels import channel_message, direct_message
 from edda_engine.client import Instance, Page
 from edda_engine.core.events import HistoryEvent
+from edda_engine.core.ports import DIRECT_CHANNEL
 from edda_engine.core.status import Status
 from edda_engine.errors import ConfigurationError
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, refuse_in_body
-from edda_wsgi import lifecycle, settings, starts
+from edda_wsgi import cloudevents, health, lifecycle, outgoing, settings, starts, talking
 from edda_wsgi.application import Application
 from edda_wsgi.cli import edda_commands
+from edda_wsgi.intake import EventHandlers, H
 from edda_wsgi.session import source_for
 
 
@@ -46,6 +49,7 @@ class EddaFlask:
         self._db, self._options, self._probe = db, options, probe
         self._only: Application | None = None
         self._several = False
+        self._handlers = EventHandlers()
         if app is not None:
             self.init_app(app)
 
@@ -61,6 +65,7 @@ class EddaFlask:
         try:
             effective = settings.load(app, {**self._options, **options})
             source = source_for(db if db is not None else self._db)
+            reader = cloudevents.reader_for(effective.settings.events)
         except ConfigurationError as error:
             if click.get_current_context(silent=True) is None:
                 raise
@@ -72,6 +77,20 @@ class EddaFlask:
         app.cli.add_command(edda_commands)
         app.teardown_appcontext(starts.warn_of_unsaved)
         lifecycle.attach(app, application)
+        if reader is not None:
+            cloudevents.mount(app, application, reader, self._handlers, probe=self._probe)
+
+    def on_event(self, event_type: str) -> Callable[[H], H]:
+        """Have a function called with each event of a type that comes to the endpoint, as a :class:`ReceivedEvent`.
+
+        It runs in an app context of its own, before the event is acknowledged. What it writes through ``db.session``,
+        starts and sends is committed together with the event, so a redelivery does not do it again; its own
+        ``commit()`` and ``rollback()`` end savepoints. If it raises, nothing is kept and the sender delivers again;
+        :class:`TerminalError` refuses the event for good. Whoever else gets the event still gets it.
+
+        :raises ConfigurationError: it decorates an ``async def``.
+        """
+        return self._handlers.register(event_type)
 
     def start(self, workflow: DeclaredWorkflow[..., Any], /, *args: Any, **kwargs: Any) -> str:
         """Enqueue a run of *workflow* and return its instance id; the same as ``workflow.start(...)``."""
@@ -148,6 +167,84 @@ class EddaFlask:
         """
         return self._application().cancel(instance_id, reason, session)
 
+    def send_event(
+        self, event_type: str, source: str, data: Any, *, instance_id: str | None = None, session: Any = UNSET
+    ) -> str:
+        """Send an event to the workflows that wait for it.
+
+        In a view it joins ``db.session`` and is sent by its commit; in an activity it is sent with the step;
+        ``session=None`` commits at once.
+
+        :param instance_id: The one instance it is for, even if that waits only later; otherwise it goes to every
+            instance that waits for its type.
+        :returns: The id of what was sent.
+        :raises InstanceNotFoundError: there is no such instance.
+        :raises PayloadError: the data has no JSON form, or is too large.
+        """
+        application = self._application()
+        message = talking.event_of(application, event_type, source, data, instance_id)
+        return talking.send(application, "send_event()", message, session)
+
+    def send_event_transactional(
+        self,
+        event_type: str,
+        source: str,
+        data: Any,
+        content_type: str = "application/json",
+        *,
+        subject: str | None = None,
+        ordering_key: str | None = None,
+        session: Any = UNSET,
+    ) -> str:
+        """Send an event to other services, by the outbox.
+
+        In a view it joins ``db.session``: the event is published after its commit, and never without it. In an
+        activity it is written with the step; ``session=None`` commits at once.
+
+        :param data: Any JSON value, pydantic model or dataclass; or ``bytes`` with a fitting *content_type*.
+        :param ordering_key: Events of one key are published in the order in which they were written.
+        :returns: The event's id.
+        :raises PayloadError: the data has no JSON form, or is too large.
+        """
+        application = self._application()
+        event = outgoing.event_of(
+            application, event_type, source, data, content_type, subject=subject, ordering_key=ordering_key
+        )
+        return outgoing.send(application, event, session)
+
+    def publish(
+        self, channel: str, data: Any, metadata: Mapping[str, Any] | None = None, *, session: Any = UNSET
+    ) -> str:
+        """Send a message to a channel's subscribers; it joins transactions as :meth:`send_event` does.
+
+        :returns: The message's id.
+        :raises PayloadError: the data has no JSON form, or is too large.
+        """
+        application = self._application()
+        limit = application.settings.max_payload_bytes
+        message = channel_message(channel, data, metadata, max_payload_bytes=limit)
+        return talking.send(application, "publish()", message, session)
+
+    def send_to(
+        self,
+        instance_id: str,
+        data: Any,
+        channel: str = DIRECT_CHANNEL,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        session: Any = UNSET,
+    ) -> str:
+        """Send a message to one instance, even if it asks only later; it joins transactions as :meth:`send_event` does.
+
+        :returns: The message's id.
+        :raises InstanceNotFoundError: there is no such instance.
+        :raises PayloadError: the data has no JSON form, or is too large.
+        """
+        application = self._application()
+        limit = application.settings.max_payload_bytes
+        message = direct_message(instance_id, data, channel, metadata, max_payload_bytes=limit)
+        return talking.send(application, "send_to()", message, session)
+
     def retry(self, instance_id: str) -> bool:
         """Take up a failed or blocked instance again, committing at once; a final failed step is tried anew.
 
@@ -159,6 +256,14 @@ class EddaFlask:
         done = application.client.retry(instance_id)
         application.wake()
         return done
+
+    def health(self) -> Response:
+        """A view for health checks: ``app.get("/healthz")(edda.health)``.
+
+        200 and ``{"status": "ok"}`` when the database answers, the tables are up to date and the worker of this process
+        is at work and listens; else 503, with what is wrong. It says nothing about instances.
+        """
+        return health.view(self._application())
 
     def start_worker(self, *, timeout: float | None = 30.0) -> str:
         """Run workflows in this process from now on, in the background; returns this worker's id.

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edda_engine.storage.database import is_outage
 from edda_wsgi.application import Application, everywhere
+from edda_wsgi.supervisor import has_lost_its_supervisor
 
 _log = logging.getLogger(__name__)
 
@@ -69,18 +70,18 @@ def stop_all(at_most_seconds: float) -> None:
 
 
 def run_until_signalled(application: Application) -> None:
-    """Run workflows in this process until SIGTERM or SIGINT, then drain. A second signal stops at once."""
+    """Run workflows in this process until SIGTERM or SIGINT, then drain. A second Ctrl-C stops at once."""
     asked = threading.Event()
 
-    def ask_to_stop(_number: int, _frame: types.FrameType | None) -> None:
-        if asked.is_set():
+    def ask_to_stop(number: int, _frame: types.FrameType | None) -> None:
+        if asked.is_set() and number == signal.SIGINT:
             os._exit(1)  # what was under way goes on elsewhere
         asked.set()
 
     previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         starting = application.start_engine()
-        while not asked.wait(0.5):
+        while not asked.wait(0.5) and not has_lost_its_supervisor():
             if starting.done() and (error := starting.exception()) is not None:
                 raise error
         application.stop_engine(None)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from edda_engine.core.ports import current_place
 from edda_engine.errors import ConfigurationError, UsageError
 from edda_engine.runtime.attempts import Attempt
-from edda_engine.runtime.transactions import AttemptTransaction
+from edda_wsgi.joining import connection_for
 
 
 class SharesTransaction:
@@ -30,11 +30,11 @@ class SharesTransaction:
         super().__init__(*args, **kwargs)
 
     def get_bind(self, *args: Any, **kwargs: Any) -> Engine | Connection:
-        """The engine as before; in a sync activity, the connection of its transaction."""
+        """The engine as before; in a sync activity or a handler of events, the connection of its transaction."""
         found: Engine | Connection = super().get_bind(*args, **kwargs)  # type: ignore[misc]
         place = current_place.get()
         if place is None:
-            return found
+            return connection_for(found)
         _refuse_in_body()
         assert isinstance(place, Attempt)
         if not isinstance(found, Engine) or not place.transaction.serves(found):
@@ -79,8 +79,8 @@ class SessionSource(Protocol):
         """The session of the current app context, made if need be."""
         ...
 
-    def sessions(self, transaction: AttemptTransaction) -> Any:
-        """The sessions of one attempt of a sync activity."""
+    def sessions(self) -> Any:
+        """The sessions of one attempt of a sync activity, or of one call of a handler."""
         ...
 
 
@@ -126,7 +126,7 @@ class FlaskSQLAlchemySource:
         """The scoped session's session."""
         return self._db.session()
 
-    def sessions(self, transaction: AttemptTransaction) -> _ContextSessions:
+    def sessions(self) -> _ContextSessions:
         """``db.session``."""
         registry = self._db.session.registry
         return _ContextSessions(self, lambda: registry() if registry.has() else None)
@@ -151,7 +151,7 @@ class FlaskSQLAlchemyLiteSource:
         """``db.session``."""
         return self._db.session
 
-    def sessions(self, transaction: AttemptTransaction) -> _ContextSessions:
+    def sessions(self) -> _ContextSessions:
         """``db.session``; asking makes it, which opens no connection."""
         return _ContextSessions(self, self.current)
 
@@ -179,7 +179,7 @@ class FactorySource:
         """The scoped session; a plain factory has no current one."""
         return self._scoped() if self._scoped is not None else None
 
-    def sessions(self, transaction: AttemptTransaction) -> _FactorySessions:
+    def sessions(self) -> _FactorySessions:
         """One session for each attempt."""
         return _FactorySessions(self._factory, self._scoped)
 

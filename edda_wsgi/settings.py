@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flask import Flask
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from edda_engine.errors import ConfigurationError
 from edda_engine.settings import EngineSettings, check_name
+from edda_wsgi.event_settings import EventSettings, event_settings
 
 MODULE_VARIABLE = "EDDA_SETTINGS_MODULE"
 _PREFIX = "EDDA_"
@@ -39,6 +40,15 @@ class FlaskSettings(EngineSettings):
         " `flask edda worker` runs them.",
     )
     hooks: tuple[str, ...] = Field((), description="Dotted paths of hook classes, made without arguments.")
+    events: EventSettings = Field(
+        default_factory=lambda: event_settings({}),
+        description="CloudEvents over HTTP: whether and how they are taken; see edda_wsgi.event_settings.",
+    )
+
+    @field_validator("events", mode="before")
+    @classmethod
+    def _events_from_dict(cls, value: object) -> EventSettings:
+        return event_settings(value)
 
     def engine_settings(self) -> EngineSettings:
         """The part that the engine knows."""

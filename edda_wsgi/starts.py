@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flask import g, has_app_context
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction
+
+from edda_wsgi.joining import joining
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +100,9 @@ def connection_of(session: Session, engine: Engine) -> Connection:
 
 def after_commit(session: Session, callback: Callable[[], None], *, instance_id: str | None = None) -> None:
     """Call back once *session* has committed; never if it rolls back. *instance_id*: it was started with this."""
+    joined = joining.get()
+    if joined is not None:  # the session only ends a savepoint then
+        callback = partial(joined.after_commit.append, callback)
     unsaved: Unsaved | None = session.info.get(_G_NAME)
     if unsaved is None:
         unsaved = session.info[_G_NAME] = Unsaved(session)

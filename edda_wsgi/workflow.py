@@ -82,7 +82,7 @@ def workflow(function: Any = None, /, **options: Any) -> Any:
     """Declare a workflow: ``@workflow``, or ``@workflow(lock_timeout_seconds=..., event_handler=..., name=...)``.
 
     :param lock_timeout_seconds: For all instances of this workflow; ``start()`` may override it.
-    :param event_handler: Recorded for the event endpoint of a later release; has no effect yet.
+    :param event_handler: In Flask, an event of this name that comes over HTTP starts it, with its data as arguments.
     :param name: The name in the database, instead of the function's.
     :raises DuplicateNameError: another function has this name.
     """

@@ -1,0 +1,112 @@
+"""``flask edda worker --processes N``: several workers under one small process that starts again what dies.
+
+Each worker is a process of its own, started by the same command line, so nothing is inherited across a fork. A worker
+that dies at once and again is started with growing pauses. When this process is told to stop it tells its workers,
+and waits for them; when it is killed itself, they notice and stop by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_log = logging.getLogger(__name__)
+
+PARENT_VARIABLE = "EDDA_WORKER_OF"
+"""Set for a supervised worker: the pid of its supervisor."""
+
+_LOOK_SECONDS = 0.2
+_SHORT_LIFE_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_EXTRA_SECONDS = 10.0
+
+
+def is_supervised() -> bool:
+    """Whether this process is one of the workers of a supervisor."""
+    return PARENT_VARIABLE in os.environ
+
+
+def has_lost_its_supervisor() -> bool:
+    """Whether this process was started by a supervisor that is gone."""
+    return is_supervised() and str(os.getppid()) != os.environ[PARENT_VARIABLE]
+
+
+@dataclass(slots=True)
+class _Place:
+    """One of the workers to keep alive."""
+
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_after: float = 0.0
+    pause_seconds: float = 0.0
+
+
+class Supervisor:
+    """Keeps so many workers alive until it is told to stop."""
+
+    def __init__(self, count: int, *, shutdown_seconds: float, command: Sequence[str] | None = None) -> None:
+        self._command = list(command or (sys.executable, *sys.orig_argv[1:]))
+        self._places = [_Place() for _ in range(count)]
+        self._patience = shutdown_seconds + _EXTRA_SECONDS
+        self._asked = threading.Event()
+        self._must_hurry = False
+
+    def run(self) -> None:
+        """Start the workers and look after them; return when all have ended after a signal."""
+        previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while not self._asked.is_set():
+                for place in self._places:
+                    self._look_after(place)
+                self._asked.wait(_LOOK_SECONDS)
+        finally:
+            self._stop_all()
+            for number, action in previous.items():
+                signal.signal(number, action)
+
+    def _ask(self, number: int, _frame: types.FrameType | None) -> None:
+        self._must_hurry = self._asked.is_set() and number == signal.SIGINT
+        self._asked.set()
+
+    def _look_after(self, place: _Place) -> None:
+        now = time.monotonic()
+        if place.process is not None:
+            status = place.process.poll()
+            if status is None:
+                return
+            lived = now - place.started_at
+            is_short = lived < _SHORT_LIFE_SECONDS
+            place.pause_seconds = min(max(1.0, place.pause_seconds * 2), _LONGEST_PAUSE_SECONDS) if is_short else 0.0
+            place.start_after = now + place.pause_seconds
+            _log.warning(
+                "Worker process %s ended with status %s after %.1f s; it is started again in %.0f s",
+                place.process.pid, status, lived, place.pause_seconds,
+            )  # fmt: skip
+            place.process = None
+        if now >= place.start_after:
+            environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+            place.process = subprocess.Popen(self._command, env=environment)
+            place.started_at = now
+
+    def _stop_all(self) -> None:
+        processes = [place.process for place in self._places if place.process is not None]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + self._patience
+        for process in processes:
+            while process.poll() is None and time.monotonic() < deadline and not self._must_hurry:
+                time.sleep(0.05)
+            if process.poll() is None:
+                _log.warning(
+                    "Worker process %s did not end in time and is killed; its work goes on elsewhere", process.pid
+                )
+                process.kill()
+            process.wait()
