@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from flask import Flask
 
-from example_flask_app import models, views
+from example_flask_app import models, packing, views
 from example_flask_app.extensions import db, edda
 
 
@@ -20,9 +20,11 @@ def create_app() -> Flask:
     @app.cli.command("init-shop")
     @click.option("--quantity", default=models.START_QUANTITY, show_default=True, help="Pieces of each article.")
     def init_shop(quantity: int) -> None:
-        """Create the tables and fill the shelves; does nothing to a shop that has them."""
+        """Create the tables, fill the shelves, hire the packers; does nothing to a shop that has them."""
         db.create_all()
         models.fill_shelves(quantity)
+        packing.hire_packers()
+        db.session.commit()
         click.echo(f"The shop is ready at {db.engine.url.render_as_string()}.")
 
     return app

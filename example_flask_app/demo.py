@@ -1,7 +1,7 @@
-"""The demo: fifty orders through a killed worker and a killed server, and an audit of every row.
+"""The demo: fifty orders through a killed worker, a killed server and a killed receiver, and an audit of every row.
 
 ``python -m example_flask_app.demo --database sqlite``. The exit status is 0 only if every order was fulfilled and
-everything was written exactly once.
+everything was written exactly once. Some orders find no bank that answers, and have to be called off in time.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from pathlib import Path
 
 import httpx
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError
 
-from example_flask_app.audit import Check, Wanted, audit
+from example_flask_app.audit import Check, Neighbours, Wanted, audit
 from example_flask_app.models import ARTICLES
-from example_flask_app.processes import DATABASES, Shop, database, end_on_sigterm, payment_service
+from example_flask_app.processes import DATABASES, Manners, Shop, database, end_on_sigterm
 
 CLEAR_LINE = "\r\x1b[K"
 LOOK_SECONDS = 0.1
 PLAIN_LINE_SECONDS = 2.0
 ORDERS_PER_SECOND = 14.0
-PACKING_SECONDS = 0.25
+MANNERS = Manners(packing_seconds=0.2, slow_seconds=1.0, payment_term_seconds=4.0)
 
 
 class DemoFailedError(Exception):
@@ -45,7 +44,15 @@ class Progress:
 
     placed: int = 0
     fulfilled: int = 0
+    called_off: int = 0
     unfinished: int = 0
+    """Workflows under way, but for the packers, who never end."""
+    unpublished: int = 0
+
+    @property
+    def done(self) -> int:
+        """Orders that nothing more happens to."""
+        return self.fulfilled + self.called_off
 
 
 class Display:
@@ -64,9 +71,10 @@ class Display:
 
     def show(self, progress: Progress) -> None:
         """Say where the orders stand."""
-        line = f"placed {progress.placed:>3} of {self._orders}   fulfilled {progress.fulfilled:>3} of {self._orders}"
+        line = f"placed {progress.placed:>3} of {self._orders}   fulfilled {progress.fulfilled:>3}"
+        line += f"   called off {progress.called_off:>2}   events to publish {progress.unpublished:>3}"
         if self._is_terminal:
-            filled = 30 * progress.fulfilled // self._orders
+            filled = 30 * progress.done // self._orders
             print(f"{CLEAR_LINE}{self.seconds:5.1f} s  {line}  [{'#' * filled:<30}]", end="", flush=True)
         elif self.seconds - self._last_line[0] >= PLAIN_LINE_SECONDS and line != self._last_line[1]:
             self._last_line = self.seconds, line
@@ -122,6 +130,7 @@ class Customers:
         wish = {
             "number": order.number,
             "customer": f"Customer {order.number}",
+            "card": "4242" if order.has_bank else "9999",
             "lines": [{"sku": sku, "quantity": quantity} for sku, quantity in order.lines],
         }
         answer: httpx.Response | None = None
@@ -140,6 +149,9 @@ class Customers:
             raise DemoFailedError(f"Order {order.number} was refused with {reason}")
 
 
+_UNFINISHED = "SELECT count(*) FROM edda_instances WHERE completed_at IS NULL"
+
+
 class Watch:
     """Looks into the database by a connection of its own."""
 
@@ -150,11 +162,11 @@ class Watch:
         """Where the orders stand."""
         with self._engine.connect() as conn:
             counted = dict(conn.execute(text("SELECT status, count(*) FROM shop_order GROUP BY status")).all())
-            try:
-                unfinished = conn.scalar(text("SELECT count(*) FROM edda_instances WHERE completed_at IS NULL"))
-            except DBAPIError:
-                unfinished = 0  # the first worker has not made the edda_ tables yet
-        return Progress(sum(counted.values()), counted.get("fulfilled", 0), unfinished or 0)
+            unfinished = conn.scalar(text(f"{_UNFINISHED} AND workflow_name != 'packer'"))
+            unpublished = conn.scalar(text("SELECT count(*) FROM edda_outbox WHERE status != 'published'"))
+        return Progress(
+            sum(counted.values()), counted.get("fulfilled", 0), counted.get("called off", 0), unfinished, unpublished
+        )
 
     def busiest_worker(self) -> tuple[int, str] | None:
         """The pid and id of the worker with the most running workflows, if any is busy."""
@@ -167,11 +179,15 @@ class Watch:
         return (found.pid, found.worker_id) if found is not None else None
 
     def running(self, worker_id: str | None = None) -> int:
-        """How many workflows are under way, in one worker or in all."""
-        query = "SELECT count(*) FROM edda_instances WHERE status = 'running'"
-        query += " AND locked_by = :worker_id" if worker_id else ""
+        """How many workflows are being worked on, in one worker or in all."""
+        query = f"{_UNFINISHED} AND locked_by " + ("= :worker_id" if worker_id else "IS NOT NULL")
         with self._engine.connect() as conn:
             return conn.scalar(text(query), {"worker_id": worker_id} if worker_id else {}) or 0
+
+    def waiting(self) -> int:
+        """How many workflows wait, and hold nothing."""
+        with self._engine.connect() as conn:
+            return conn.scalar(text(f"{_UNFINISHED} AND status LIKE 'waiting%'")) or 0
 
     def steps(self) -> int:
         """How many steps are recorded."""
@@ -190,15 +206,20 @@ class Demo:
         self.interrupted = 0
 
     def run(self) -> None:
-        """Kill a worker, kill the server, and wait for the end.
+        """Kill a worker, the receiver and the server, and wait for the end.
 
         :raises DemoFailedError: it does not come in time, or the server has given up.
         """
-        self._until(lambda now: now.placed >= 0.4 * self._orders and self._kill_worker(), "a worker to be busy")
-        self._until(lambda now: now.placed >= 0.8 * self._orders and self._kill_server(), "the server to be busy")
+        orders = self._orders
+        self._until(lambda now: now.placed >= 0.4 * orders and self._kill_worker(), "a worker to be busy")
+        self._until(lambda now: now.placed >= 0.5 * orders and self._kill_receiver(), "half of the orders")
+        self._until(lambda now: now.placed >= 0.8 * orders and self._kill_server(), "the server to be busy")
+        self._until(lambda now: now.unpublished > 0 and self._start_receiver(), "an event to be published")
         self._until(
-            lambda now: self._customers.raise_if_refused() and now.fulfilled >= self._orders and now.unfinished == 0,
-            "every order to be fulfilled",
+            lambda now: (
+                self._customers.raise_if_refused() and now.done >= orders and now.unfinished == now.unpublished == 0
+            ),
+            "every order to be done and told of",
         )
 
     def _until(self, has_come: Callable[[Progress], bool], what: str) -> None:
@@ -212,8 +233,8 @@ class Demo:
             self._customers.raise_if_refused()
             if time.monotonic() > self._deadline:
                 raise DemoFailedError(
-                    f"Waited too long for {what}: {now.placed} placed, {now.fulfilled} fulfilled,"
-                    f" {now.unfinished} workflows unfinished."
+                    f"Waited too long for {what}: {now.placed} placed, {now.fulfilled} fulfilled, {now.called_off} called"
+                    f" off, {now.unfinished} workflows unfinished, {now.unpublished} events unpublished."
                 )
             time.sleep(LOOK_SECONDS)
 
@@ -225,7 +246,18 @@ class Demo:
         os.kill(pid, signal.SIGKILL)
         count = self._watch.running(worker_id)
         self.interrupted += count
-        self._display.say(f"killed worker {pid} with SIGKILL while it ran {count} workflows")
+        waiting = self._watch.waiting()
+        self._display.say(f"killed worker {pid} with SIGKILL while it ran {count} workflows and {waiting} waited")
+        return True
+
+    def _kill_receiver(self) -> bool:
+        self._shop.receiver.kill()
+        self._display.say("killed the receiver of the shop's events; they have to wait")
+        return True
+
+    def _start_receiver(self) -> bool:
+        self._shop.receiver.start()
+        self._display.say("started the receiver again")
         return True
 
     def _kill_server(self) -> bool:
@@ -234,18 +266,22 @@ class Demo:
         self._shop.kill()
         count = self._watch.running()
         self.interrupted += count
+        waiting = self._watch.waiting()
         self._shop.start()
-        self._display.say(f"killed the whole server while it ran {count} workflows, and started it again")
+        self._display.say(
+            f"killed the whole server while it ran {count} workflows and {waiting} waited; started it again"
+        )
         return True
 
 
 def make_orders(count: int, seed: int) -> list[Wanted]:
-    """Orders of one to three articles."""
+    """Orders of one to three articles; one in ten has no bank."""
     choose = random.Random(seed)
     return [
         Wanted(
             f"N-{position:04}",
             tuple((sku, choose.randint(1, 3)) for sku in sorted(choose.sample(sorted(ARTICLES), choose.randint(1, 3)))),
+            has_bank=position % 10 != 4,
         )
         for position in range(1, count + 1)
     ]
@@ -280,14 +316,12 @@ def run_demo(kind: str, *, orders: int, seed: int, timeout: float) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edda-demo-", ignore_cleanup_errors=True)))
         display = Display(orders)
         stack.callback(display.end)
-        display.say(f"starting the shop on {kind}, with a payment service that refuses, dawdles and hangs up")
+        display.say(f"starting the shop on {kind}, with neighbours that refuse, dawdle and hang up")
         deadline = time.monotonic() + timeout
         url = stack.enter_context(database(kind, folder))
-        payment_url = stack.enter_context(payment_service(folder, seed=seed, slow_seconds=1.0))
-        shop = Shop(folder, database_url=url, payment_url=payment_url, packing_seconds=PACKING_SECONDS)
+        shop = Shop(folder, database_url=url, seed=seed, manners=MANNERS)
         stack.callback(shop.close)
-        shop.prepare()
-        shop.start()
+        shop.open()
         engine = create_engine(url)
         stack.callback(engine.dispose)
         watch = Watch(engine)
@@ -308,9 +342,10 @@ def run_demo(kind: str, *, orders: int, seed: int, timeout: float) -> int:
             return 1
         display.say("all is done, and the server has stopped on SIGTERM; now the audit")
         display.end()
-        books = httpx.get(f"{payment_url}/charges", timeout=5.0).json()
+        books = httpx.get(shop.payments.url, timeout=5.0).json()
+        neighbours = Neighbours(books["charges"], httpx.get(shop.receiver.url, timeout=5.0).json()["deliveries"])
         with engine.connect() as conn:
-            checks = audit(conn, wanted, books["charges"])
+            checks = audit(conn, wanted, neighbours)
         manners = ", ".join(f"{count} {manner}" for manner, count in sorted(books["manners"].items()))
         print_report(
             checks,
@@ -318,9 +353,10 @@ def run_demo(kind: str, *, orders: int, seed: int, timeout: float) -> int:
                 "database": kind,
                 "time": f"{took:.1f} s",
                 "steps recorded": str(watch.steps()),
-                "workflows interrupted": f"{demo.interrupted}, by SIGKILL to one worker and to the whole server",
+                "workflows interrupted": f"{demo.interrupted}, by SIGKILL to a worker and to the whole server",
                 "requests sent again": f"{customers.sent_again}, cut off by the kills or unanswered for 5 s",
-                "payment requests": f"{books['requests']}: {manners}",
+                "payment service": manners,
+                "events received": f"{len(neighbours.deliveries)} times in all, {len(neighbours.events)} different ones",
             },
         )
         if all(check.holds for check in checks):

@@ -12,6 +12,7 @@ from enum import StrEnum
 from sqlalchemy import CheckConstraint, DateTime, ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from edda_wsgi import TerminalError
 from example_flask_app.extensions import db
 
 START_QUANTITY = 1000
@@ -117,7 +118,14 @@ def fill_shelves(quantity: int) -> None:
             db.session.add(
                 Article(sku=sku, title=title, price_cents=price_cents, start_quantity=quantity, quantity=quantity)
             )
-    db.session.commit()
+
+
+def the_order(number: str) -> Order:
+    """The order of that number, in an activity: without it no attempt can succeed."""
+    found = order_by_number(number)
+    if found is None:
+        raise TerminalError(f"There is no order {number}.")
+    return found
 
 
 def order_by_number(number: str) -> Order | None:

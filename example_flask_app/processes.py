@@ -1,4 +1,4 @@
-"""The processes of the shop: its database, its payment service, and gunicorn; started, killed and cleaned up.
+"""The processes of the shop: its database, its neighbours, and gunicorn; started, killed and cleaned up.
 
 Ports belong to the starting process before a server starts: it binds the socket and hands it on, so nobody else
 can take the port, and requests wait in the queue while the server is started again.
@@ -7,6 +7,7 @@ can take the port, and requests wait in the queue while the server is started ag
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +24,16 @@ from sqlalchemy import make_url
 ROOT = Path(__file__).resolve().parent.parent
 DATABASES = ("sqlite", "postgresql")
 _PATIENCE_SECONDS = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """How much time everybody takes, in seconds."""
+
+    packing_seconds: float
+    slow_seconds: float
+    """Of the payment service, when it dawdles."""
+    payment_term_seconds: float
 
 
 @contextmanager
@@ -43,67 +55,49 @@ def database(kind: str, folder: Path) -> Iterator[str]:
         server.cleanup()
 
 
-@contextmanager
-def payment_service(folder: Path, *, seed: int, slow_seconds: float) -> Iterator[str]:
-    """Run the payment service; its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        command = ["-m", "example_flask_app.payment_service", "--fd", str(listening.fileno())]
-        command += ["--seed", str(seed), "--slow-seconds", str(slow_seconds)]
-        process = _start(command, {}, folder / "payments.log", listening)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        _end(process, signal.SIGKILL)
+class Program:
+    """A program of ours on a socket that outlives it, so that it can be killed and started again.
 
+    :param command: Arguments of Python; ``{fd}`` stands for the socket.
+    """
 
-class Shop:
-    """The shop under gunicorn, on a socket that outlives its server."""
-
-    def __init__(
-        self, folder: Path, *, database_url: str, payment_url: str, port: int = 0, packing_seconds: float
-    ) -> None:
-        self.log = folder / "shop.log"
-        self._environment = {
-            "SHOP_DATABASE_URL": database_url,
-            "SHOP_PAYMENT_URL": payment_url,
-            "SHOP_PACKING_SECONDS": str(packing_seconds),
-            # Where gunicorn puts its control socket, if it makes one.
-            "XDG_RUNTIME_DIR": str(folder),
-        }
+    def __init__(self, log: Path, command: list[str], environment: Mapping[str, str], *, port: int = 0) -> None:
+        self.log = log
+        self.environment = dict(environment)
         self._listening = socket.create_server(("127.0.0.1", port), backlog=512)
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self._command = [word.replace("{fd}", str(self._listening.fileno())) for word in command]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def prepare(self) -> None:
-        """Make the shop's tables and fill its shelves."""
-        command = [sys.executable, "-m", "flask", "--app", "example_flask_app", "init-shop"]
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | self._environment, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise SystemExit(f"The shop's tables could not be made:\n{done.stdout}{done.stderr}")
-
     def start(self) -> None:
-        """Start gunicorn with two workers; returns at once, and requests wait until it is there."""
-        command = ["-m", "gunicorn", "-c", "python:edda_wsgi.gunicorn", "--workers", "2", "--threads", "4"]
-        command += ["--bind", f"fd://{self._listening.fileno()}", "example_flask_app:create_app()"]
-        self._process = _start(command, self._environment, self.log, self._listening)
+        """Start it; returns at once, and requests wait until it is there."""
+        with self.log.open("ab") as output:
+            # A process group of its own, which Ctrl-C in the terminal does not reach.
+            self._process = subprocess.Popen(
+                [sys.executable, *self._command],
+                cwd=ROOT,
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[self._listening.fileno()],
+                start_new_session=True,
+            )
 
     @property
     def has_ended(self) -> bool:
-        """Whether the server has ended by itself."""
+        """Whether it has ended by itself."""
         return self._process is not None and self._process.poll() is not None
 
     def owns(self, pid: int) -> bool:
-        """Whether *pid* is a process of the running server."""
+        """Whether *pid* is one of its processes."""
         try:
             return self._process is not None and os.getpgid(pid) == self._process.pid
         except ProcessLookupError:
             return False
 
     def kill(self) -> None:
-        """SIGKILL to every process of the server."""
+        """SIGKILL to every process of it."""
         if self._process is not None:
             _end(self._process, signal.SIGKILL)
 
@@ -117,9 +111,53 @@ class Shop:
         self._listening.close()
 
     def log_tail(self, lines: int = 40) -> str:
-        """The end of the server's log."""
+        """The end of its log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
+
+
+class Shop(Program):
+    """The shop under gunicorn, between a payment service and a receiver of its events."""
+
+    def __init__(self, folder: Path, *, database_url: str, port: int = 0, seed: int, manners: Manners) -> None:
+        command = ["-m", "gunicorn", "-c", "python:edda_wsgi.gunicorn", "--workers", "2", "--threads", "4"]
+        command += ["--bind", "fd://{fd}", "example_flask_app:create_app()"]
+        super().__init__(folder / "shop.log", command, {}, port=port)
+        secret = secrets.token_hex()
+        command = ["-m", "example_flask_app.payment_service", "--fd", "{fd}"]
+        command += ["--seed", str(seed), "--slow-seconds", str(manners.slow_seconds)]
+        self.payments = Program(folder / "payments.log", command, {"SHOP_EVENT_SECRET": secret})
+        command = ["-m", "example_flask_app.receiver", "--fd", "{fd}"]
+        command += ["--seed", str(seed), "--trouble", "0.1", "--journal", str(folder / "received.db")]
+        self.receiver = Program(folder / "receiver.log", command, {})
+        self.environment |= {
+            "SHOP_DATABASE_URL": database_url,
+            "SHOP_URL": self.url,
+            "SHOP_PAYMENT_URL": self.payments.url,
+            "SHOP_RECEIVER_URL": self.receiver.url,
+            "SHOP_EVENT_SECRET": secret,
+            "SHOP_PAYMENT_TERM_SECONDS": str(manners.payment_term_seconds),
+            "SHOP_PACKING_SECONDS": str(manners.packing_seconds),
+            # Where gunicorn puts its control socket, if it makes one.
+            "XDG_RUNTIME_DIR": str(folder),
+        }
+
+    def open(self) -> None:
+        """Make the shop's tables, fill its shelves, and start everything."""
+        command = [sys.executable, "-m", "flask", "--app", "example_flask_app", "init-shop"]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"The shop's tables could not be made:\n{done.stdout}{done.stderr}")
+        for program in (self.payments, self.receiver, self):
+            program.start()
+
+    def close(self) -> None:
+        """Leave nothing behind, of the neighbours neither."""
+        super().close()
+        self.payments.close()
+        self.receiver.close()
 
 
 def end_on_sigterm() -> None:
@@ -129,23 +167,6 @@ def end_on_sigterm() -> None:
         raise SystemExit(128 + signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, leave)
-
-
-def _start(
-    arguments: list[str], environment: Mapping[str, str], log: Path, listening: socket.socket
-) -> subprocess.Popen[bytes]:
-    """Start Python with *arguments* as a process group of its own, which Ctrl-C in the terminal does not reach."""
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=[listening.fileno()],
-            start_new_session=True,
-        )
 
 
 def _end(process: subprocess.Popen[bytes], number: signal.Signals) -> int:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import httpx
 
-from example_flask_app.processes import DATABASES, Shop, database, end_on_sigterm, payment_service
+from example_flask_app.processes import DATABASES, Manners, Shop, database, end_on_sigterm
 
+MANNERS = Manners(packing_seconds=1.5, slow_seconds=3.0, payment_term_seconds=20.0)
 LOOK_SECONDS = 0.3
 READY_SECONDS = 30.0
 
@@ -26,9 +27,8 @@ def serve(kind: str, folder: Path, port: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         url = stack.enter_context(database(kind, folder))
-        payment_url = stack.enter_context(payment_service(folder, seed=int(time.time()), slow_seconds=3.0))
         try:
-            shop = Shop(folder, database_url=url, payment_url=payment_url, port=port, packing_seconds=1.5)
+            shop = Shop(folder, database_url=url, port=port, seed=int(time.time()), manners=MANNERS)
         except OSError as error:
             print(
                 f"Port {port} cannot be used ({os.strerror(error.errno or 0)}). Choose another one with --port.",
@@ -36,14 +36,14 @@ def serve(kind: str, folder: Path, port: int) -> int:
             )
             return 1
         stack.callback(shop.close)
-        shop.prepare()
-        shop.start()
+        shop.open()
         try:
             if not _is_ready(shop):
                 print(f"The server did not start. The end of its log:\n{shop.log_tail()}", file=sys.stderr)
                 return 1
             print(f"The shop is open: {shop.url}")
             print(f"  database  {kind}, kept in {folder}")
+            print(f"  events    {shop.receiver.url}")
             print(f"  log       {shop.log}")
             print("Stop it with Ctrl-C. Or kill it with -9 while orders move, and watch the page.", flush=True)
             return _keep_up(shop)

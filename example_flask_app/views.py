@@ -55,6 +55,7 @@ def place_order() -> ResponseReturnValue:
         card=wish.card,
         total_cents=sum(line.quantity * prices[line.sku] for line in wish.lines),
         lines=wish.lines,
+        payment_term_seconds=current_app.config["SHOP_PAYMENT_TERM_SECONDS"],
     )
     order = Order(number=wish.number, customer=wish.customer, card=wish.card, instance_id=f"order-{wish.number}")
     order.lines = [OrderLine(sku=line.sku, quantity=line.quantity, price_cents=prices[line.sku]) for line in wish.lines]

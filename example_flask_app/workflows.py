@@ -1,13 +1,14 @@
-"""How an order is fulfilled: reserve and charge in an ``async def`` workflow, deliver in a plain ``def`` one.
+"""How an order is fulfilled: set aside, paid for in time, and handed to the packers; or called off.
 
 The activities are ordinary Flask code. What they write through ``db.session`` is saved together with the record
 that they ran, so after a crash a finished step is never run again, and an unfinished one has left nothing behind.
+While an order waits for its payment it holds nothing, neither a thread nor a connection, be it for seconds or days.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
+from typing import Literal
 
 import httpx
 from flask import current_app
@@ -15,21 +16,23 @@ from pydantic import BaseModel, Field
 from sqlalchemy import update
 
 from edda_wsgi import (
+    EventTimeoutError,
     RetryExhaustedError,
     RetryPolicy,
-    SyncWorkflowContext,
     TerminalError,
     WorkflowContext,
     activity,
-    send_event_transactional,
+    publish,
+    wait_event,
     workflow,
 )
 from example_flask_app.extensions import db
-from example_flask_app.models import Article, Order, OrderStatus, Payment, StockMovement, order_by_number
+from example_flask_app.models import Article, OrderStatus, Payment, StockMovement, the_order
+from example_flask_app.news import tell
+from example_flask_app.packing import PAID_ORDERS
 
-SOURCE = "shop"
-# The payment service is away now and then; a customer can wait, but not for ever.
-PATIENT = RetryPolicy(max_attempts=30, initial_interval=0.1, max_interval=2.0, jitter=0.5, max_duration=600)
+# The payment service is away now and then. It is asked until it answers: it may have taken the money.
+PERSISTENT = RetryPolicy(max_attempts=None, max_duration=None, initial_interval=0.1, max_interval=2.0, jitter=0.5)
 
 
 class Line(BaseModel):
@@ -46,19 +49,27 @@ class Placed(BaseModel):
     card: str
     total_cents: int
     lines: list[Line]
+    payment_term_seconds: float
+
+
+class Settlement(BaseModel):
+    """How the payment of an order has ended."""
+
+    outcome: Literal["paid", "declined", "withdrawn"]
+    reference: str
 
 
 class OutOfStockError(TerminalError):
     """Trying again brings no tea onto the shelf."""
 
 
-class CardDeclinedError(TerminalError):
-    """The bank has said no, and means it."""
+class NotPaidError(TerminalError):
+    """The bank has said no, or nothing in time."""
 
 
 @workflow
 async def fulfil_order(ctx: WorkflowContext, order: Placed) -> str:
-    """From the shelf to the parcel; an order that cannot be paid gives its pieces back."""
+    """From the shelf to the packers; an order that is not paid for in time gives its pieces back."""
     taken = await asyncio.gather(
         *(take_from_shelf(ctx, order.number, line) for line in order.lines), return_exceptions=True
     )
@@ -67,22 +78,26 @@ async def fulfil_order(ctx: WorkflowContext, order: Placed) -> str:
         if missing:
             raise missing[0]
         await note_reserved(ctx, order.number)
-        reference = await charge(ctx, order)
+        await ask_for_payment(ctx, order)
+        settlement = await settled(ctx, order)
+        if settlement.outcome != "paid":
+            raise NotPaidError(f"the payment was {settlement.outcome}")
     except (TerminalError, RetryExhaustedError) as error:
         reserved = [line for line, result in zip(order.lines, taken, strict=True) if isinstance(result, int)]
         await call_off(ctx, order.number, reserved, str(error))
         return f"called off: {error}"
-    delivery = await hand_to_delivery(ctx, order.number)
-    ctx.logger.info("Order %s is paid (%s); delivery %s has it", order.number, reference, delivery)
-    return reference
+    await hand_to_packers(ctx, order, settlement.reference)
+    ctx.logger.info("Order %s is paid (%s)", order.number, settlement.reference)
+    return settlement.reference
 
 
-@workflow
-def deliver(ctx: SyncWorkflowContext, number: str) -> None:
-    """Pack and send an order. A plain function: its calls return values, and waiting holds no thread."""
-    label, pages = ctx.gather(lambda: print_label(ctx, number), lambda: print_invoice(ctx, number))
-    pack(ctx, number, f"{label}, invoice of {pages} lines")
-    send_off(ctx, number)
+async def settled(ctx: WorkflowContext, order: Placed) -> Settlement:
+    """What the payment service tells about this order; when it has not in time, the charge is withdrawn."""
+    try:
+        event = await wait_event(ctx, "payment.settled", order.payment_term_seconds, model=Settlement)
+    except EventTimeoutError:
+        return await withdraw_payment(ctx, order)
+    return event.data
 
 
 @activity
@@ -100,68 +115,49 @@ def take_from_shelf(ctx: WorkflowContext, number: str, line: Line) -> int:
 @activity
 def note_reserved(ctx: WorkflowContext, number: str) -> None:
     """All pieces are set aside."""
-    _order(number).status = OrderStatus.RESERVED
+    the_order(number).status = OrderStatus.RESERVED
     db.session.commit()
 
 
-@activity(retry_policy=PATIENT)
-def charge(ctx: WorkflowContext, order: Placed) -> str:
-    """Take the money, whatever it takes; the key makes the payment service charge once.
+@activity(retry_policy=PERSISTENT)
+def ask_for_payment(ctx: WorkflowContext, order: Placed) -> str:
+    """Open a charge; its number makes sure that it is one. What comes of it is told to this very workflow.
 
-    The call comes before the first SQL, so no transaction is open while the service thinks.
+    There is no SQL here, so no transaction is open while the service thinks.
     """
     answer = httpx.post(
         f"{current_app.config['SHOP_PAYMENT_URL']}/charges",
-        json={"amount_cents": order.total_cents, "card": order.card},
-        headers={"Idempotency-Key": ctx.idempotency_key},
+        json={
+            "amount_cents": order.total_cents,
+            "card": order.card,
+            "answer_to": f"{current_app.config['SHOP_URL']}/events",
+            "instance_id": ctx.instance_id,
+        },
+        headers={"Idempotency-Key": order.number},
         timeout=5.0,
     )
-    if answer.status_code == httpx.codes.PAYMENT_REQUIRED:
-        raise CardDeclinedError("the card was declined")
-    answer.raise_for_status()  # any other failure is tried again
-    reference = str(answer.json()["reference"])
-    db.session.add(Payment(order_number=order.number, amount_cents=order.total_cents, reference=reference))
-    _order(order.number).status = OrderStatus.PAID
-    db.session.commit()
-    send_event_transactional(
-        ctx, "order.paid", SOURCE, {"number": order.number, "reference": reference}, subject=order.number
+    answer.raise_for_status()  # tried again
+    return str(answer.json()["reference"])
+
+
+@activity(retry_policy=PERSISTENT)
+def withdraw_payment(ctx: WorkflowContext, order: Placed) -> Settlement:
+    """End the charge, unless the bank was faster just now: the service says which it was."""
+    answer = httpx.delete(
+        f"{current_app.config['SHOP_PAYMENT_URL']}/charges", headers={"Idempotency-Key": order.number}, timeout=5.0
     )
-    return reference
+    answer.raise_for_status()
+    return Settlement.model_validate_json(answer.content)
 
 
 @activity
-def hand_to_delivery(ctx: WorkflowContext, number: str) -> str:
-    """Start the other workflow as part of this step: it is started once, and only if the step is saved."""
-    return deliver.start(number)
-
-
-@activity
-def print_label(ctx: WorkflowContext, number: str) -> str:
-    """An address label."""
-    return f"label for {_order(number).customer}"
-
-
-@activity
-def print_invoice(ctx: WorkflowContext, number: str) -> int:
-    """An invoice, of so many lines."""
-    return len(_order(number).lines)
-
-
-@activity
-def pack(ctx: WorkflowContext, number: str, papers: str) -> None:
-    """Packing takes its time, which is when somebody pulls the plug."""
-    time.sleep(current_app.config["SHOP_PACKING_SECONDS"])
-    order = _order(number)
-    order.status, order.remark = OrderStatus.PACKED, papers
+def hand_to_packers(ctx: WorkflowContext, order: Placed, reference: str) -> None:
+    """Book the payment, tell the packers, tell the world: one transaction."""
+    db.session.add(Payment(order_number=order.number, amount_cents=order.total_cents, reference=reference))
+    the_order(order.number).status = OrderStatus.PAID
     db.session.commit()
-
-
-@activity
-def send_off(ctx: WorkflowContext, number: str) -> None:
-    """The parcel leaves; whoever wants to know is told by an event of the same transaction."""
-    _order(number).status = OrderStatus.FULFILLED
-    db.session.commit()
-    send_event_transactional(ctx, "order.fulfilled", SOURCE, {"number": number}, subject=number)
+    publish(ctx, PAID_ORDERS, order.number)
+    tell(ctx, "order.paid", order.number, reference=reference)
 
 
 @activity
@@ -172,14 +168,7 @@ def call_off(ctx: WorkflowContext, number: str, reserved: list[Line], reason: st
             update(Article).where(Article.sku == line.sku).values(quantity=Article.quantity + line.quantity)
         )
         db.session.add(StockMovement(order_number=number, sku=line.sku, quantity=line.quantity))
-    order = _order(number)
+    order = the_order(number)
     order.status, order.remark = OrderStatus.CALLED_OFF, reason
     db.session.commit()
-    send_event_transactional(ctx, "order.called_off", SOURCE, {"number": number, "reason": reason}, subject=number)
-
-
-def _order(number: str) -> Order:
-    found = order_by_number(number)
-    if found is None:
-        raise TerminalError(f"There is no order {number}.")
-    return found
+    tell(ctx, "order.called_off", number, reason=reason)
