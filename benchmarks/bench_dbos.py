@@ -13,7 +13,7 @@ from typing import Any
 from common import arguments, fresh_database, leave, throughput, with_driver
 from dbos import DBOS
 
-given = arguments()
+given = arguments("throughput")
 
 
 @DBOS.step()

@@ -20,7 +20,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
 
-given = arguments()
+given = arguments("throughput")
 db = SQLAlchemy()
 
 

@@ -27,10 +27,10 @@ _CONTROL = ("begin", "commit", "rollback", "savepoint", "release", "start transa
 # The command line.
 
 
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def arguments(*benches: str) -> argparse.Namespace:
     """The options that all programs take; ``--opt key=value`` pairs arrive as the dict ``options``."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--bench", choices=["throughput"], default="throughput")
+    parser.add_argument("--bench", choices=benches, default=benches[0])
     parser.add_argument("--workflows", type=int, default=400, help="how many are measured")
     parser.add_argument("--steps", type=int, default=5, help="activities of one workflow")
     parser.add_argument("--concurrency", type=int, default=16, help="workflows in flight")
@@ -39,7 +39,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=0, help="connections of the library's pool; 0: its own default")
     parser.add_argument("--warmup", type=int, default=50, help="workflows before the measurement")
     parser.add_argument("--opt", action="append", default=[], help="key=value, for one program only")
-    parsed = parser.parse_args(argv)
+    parsed = parser.parse_args()
     parsed.options = dict(pair.split("=", 1) for pair in parsed.opt)
     return parsed
 

@@ -118,7 +118,6 @@ def table(found: Sequence[Row]) -> str:
 
 def markdown(about: dict[str, Any], found: Sequence[Row]) -> str:
     """The table with what one must know to judge it."""
-    machine, server, versions = about["machine"], about["postgresql"], about["versions"]
     heading = "| " + " | ".join(" ".join(part for part in pair if part) for pair in _HEADINGS) + " |"
     lines = [
         "# Throughput: ours beside DBOS",
@@ -137,6 +136,15 @@ def markdown(about: dict[str, Any], found: Sequence[Row]) -> str:
             for row in found
         ),
         "",
+        *circumstances(about, sum(row.ours.errors + row.theirs.errors for row in found)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def circumstances(about: dict[str, Any], errors: int) -> list[str]:
+    """The machine, the server, the versions, and why the figures may not count."""
+    machine, server, versions = about["machine"], about["postgresql"], about["versions"]
+    lines = [
         *([f"Note: {about['note']}", ""] if about["note"] else []),
         f"- Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']},"
         f" {machine['file_system']}; load average {machine['load_average_at_start']} before,"
@@ -150,9 +158,8 @@ def markdown(about: dict[str, Any], found: Sequence[Row]) -> str:
             for system in versions
         ),
     ]
-    errors = sum(row.ours.errors + row.theirs.errors for row in found)
     if not about["is_of_one_source"]:
         lines += ["", "**The code under test was edited during this run: the figures are of no one version.**"]
     if errors:
         lines += ["", f"**{errors} errors: these figures do not count.**"]
-    return "\n".join(lines) + "\n"
+    return lines
