@@ -19,6 +19,7 @@ from alembic.migration import MigrationContext
 import edda_engine
 import edda_wsgi
 from edda_engine import errors
+from edda_engine.runtime import probes
 from edda_engine.storage import migrate
 from edda_engine.storage.database import Database
 from edda_engine.storage.schema import TABLE_NAMES, metadata
@@ -69,7 +70,7 @@ def commits_on_connections(path: Path) -> list[int]:
         of = ast.unparse(node.func.value)
         is_session = "session" in of.lower() or of == "self._sync"
         # These hand a unit of work on; none of them is a connection.
-        is_unit = of.endswith(("_committer", "_owner", "_run", "_executor", "transaction")) or of == "self"
+        is_unit = of.endswith(("_committer", "_owner", "run", "_executor", "transaction")) or of == "self"
         if node.func.attr == "commit" and not is_session and not is_unit:
             found.append(node.lineno)
         if node.func.attr == "begin" and any(word in of for word in ("conn", "engine")):
@@ -87,9 +88,37 @@ def test_no_text_of_sql_commits() -> None:
     assert [shown(path) for path in SOURCES if by_text.search(path.read_text())] == []
 
 
-def test_only_the_connection_that_shows_life_commits_by_itself() -> None:
+def test_only_the_database_makes_connections_that_commit_by_themselves() -> None:
     who = [shown(path) for path in SOURCES if "AUTOCOMMIT" in path.read_text()]
-    assert who == ["edda_engine/runtime/liveness.py"]
+    assert who == ["edda_engine/storage/database.py"]
+
+
+def test_only_what_looks_watches_or_notifies_uses_connections_that_commit_by_themselves() -> None:
+    who = {shown(path) for path in SOURCES if ".autocommitting()" in path.read_text()}
+    assert who == {
+        f"edda_engine/runtime/{name}.py" for name in ("claimer", "liveness", "notifier", "service", "wakeups")
+    }
+
+
+# Probes.
+
+
+def passed_points() -> set[str]:
+    """The points that the code names to a probe."""
+    return {
+        inner.value
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("probe")
+        for argument in node.args
+        for inner in ast.walk(argument)
+        if isinstance(inner, ast.Constant) and isinstance(inner.value, str)
+    }
+
+
+def test_the_points_where_tests_can_kill_are_exactly_those_that_the_code_passes() -> None:
+    assert set(probes.POINTS) == passed_points()
+    assert len(set(probes.POINTS)) == len(probes.POINTS)
 
 
 # Exports.
@@ -110,10 +139,10 @@ def test_flask_has_everything_of_the_engine_except_its_asyncio_application() -> 
     assert set(edda_wsgi.__all__) - set(edda_engine.__all__) == {"EddaFlask"}
 
 
-def test_names_mean_the_same_in_both_packages_except_those_whose_start_is_synchronous() -> None:
+def test_names_mean_the_same_in_both_packages_except_those_that_are_synchronous_in_flask() -> None:
     shared = set(edda_engine.__all__) & set(edda_wsgi.__all__)
     different = {name for name in shared if getattr(edda_engine, name) is not getattr(edda_wsgi, name)}
-    assert different == {"Workflow", "workflow"}
+    assert different == {"Workflow", "send_event", "workflow"}
 
 
 def test_every_public_error_is_exported() -> None:

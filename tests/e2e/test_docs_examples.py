@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
@@ -21,58 +19,20 @@ import pytest
 from flask import Flask
 
 from edda_engine import EddaApp, PayloadError, Status, WorkflowFailedError
+from tests.e2e.examples import DOCS, EXAMPLES, Load, run_with, working
+from tests.receivers import receiving
 from tests.support import eventually
 
-DOCS = Path(__file__).parents[2] / "docs"
-EXAMPLES = DOCS / "examples"
 
-Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import an example afresh: the registry of workflows forgets it after each test."""
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    loaded: list[str] = []
-
-    def load_one(name: str) -> ModuleType:
-        loaded.append(name)
-        sys.modules.pop(name, None)
-        return importlib.import_module(name)
-
-    yield load_one
-    for name in [*loaded, *(path.stem for path in EXAMPLES.glob("*.py"))]:
-        sys.modules.pop(name, None)
-
-
-@contextmanager
-def working(app: Flask, edda: Any) -> Iterator[None]:
-    """The application's workflows run in this process, inside the block."""
-    with app.app_context():
-        edda.start_worker()
-        try:
-            yield
-        finally:
-            edda.shutdown()
-
-
-def run_with(app: EddaApp, ask: Callable[[], Any]) -> Any:
-    async def main() -> Any:
-        async with app:
-            return await ask()
-
-    return asyncio.run(main())
-
-
-def test_every_python_file_that_the_documentation_includes_exists_and_is_loaded_by_a_test_here() -> None:
+def test_every_python_file_that_the_documentation_includes_exists_and_is_loaded_by_a_test() -> None:
     included = set()
     for page in DOCS.rglob("*.md"):
         if "_build" not in page.parts:
             included |= set(re.findall(r"literalinclude\} \S*examples/(\w+)\.py", page.read_text()))
-    here = Path(__file__).read_text()
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_docs*.py"))
     assert included
     assert {name for name in included if not (EXAMPLES / f"{name}.py").exists()} == set()
-    assert {name for name in included if f'"{name}"' not in here and f"{name}.py" not in here} == set()
+    assert {name for name in included if f'"{name}"' not in tests and f"{name}.py" not in tests} == set()
 
 
 def test_every_marker_that_a_page_names_is_in_its_file() -> None:
@@ -102,7 +62,17 @@ def test_every_setting_error_and_command_has_its_entry_in_the_reference() -> Non
     assert [name for name in FlaskSettings.model_fields if f"| `{name.upper()}` |" not in settings] == []
     assert [name for name in classes if f"\n`{name}`\n: " not in told_errors] == []
     assert [name for name in edda_commands.commands if f"\n## {name}\n" not in cli] == []
-    assert len(classes) == 23
+    assert len(classes) == 29
+
+
+def test_every_public_name_has_its_entry_in_the_api_reference() -> None:
+    import edda_engine
+    import edda_wsgi
+
+    api = (DOCS / "reference" / "api.md").read_text()
+    names = {*edda_engine.__all__, *edda_wsgi.__all__} - {"__version__"}
+
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", api)] == []
 
 
 def test_every_decision_is_indexed() -> None:
@@ -386,3 +356,62 @@ def test_instances_are_found_by_status_and_input(load: Load, sqlite_url: str) ->
         return [ids.index(found.instance_id) for found in page.instances]
 
     assert run_with(app, ask) == [1]
+
+
+def test_publishing_page_publishes_what_a_view_and_an_activity_send(
+    load: Load, sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load("publishing")
+    monkeypatch.setattr(module, "journal", tmp_path / "journal.jsonl")
+    app = module.create_app(
+        {"TESTING": True, "SQLALCHEMY_DATABASE_URI": sqlite_url, "EDDA": {"OUTBOX": module.outbox_of_a_function}}
+    )
+
+    app.test_client().post("/orders/7")
+
+    def lines() -> list[str]:
+        return module.journal.read_text().splitlines() if module.journal.exists() else []
+
+    with working(app, module.edda):
+        eventually(lambda: len(lines()) == 2)
+    told = [json.loads(line) for line in lines()]
+    assert [(event["type"], event["data"]) for event in told] == [
+        ("order.placed", {"number": "7"}),
+        ("order.shipped", {"number": "7"}),
+    ]
+
+
+def test_publishing_page_has_a_publisher_of_ones_own_that_refuses_and_puts_off(load: Load) -> None:
+    from datetime import UTC, datetime
+
+    from edda_engine import PublishLaterError, PublishRefusedError
+
+    module = load("publishing")
+
+    def event(content_type: str) -> Any:
+        return module.OutgoingEvent("1", "t", "s", datetime.now(UTC), content_type, data_json="1")
+
+    async def ask() -> float | None:
+        publisher = module.QueuePublisher(room=1)
+        await publisher.publish(event("application/json"))
+        with pytest.raises(PublishRefusedError, match="only JSON"):
+            await publisher.publish(event("text/plain"))
+        with pytest.raises(PublishLaterError) as later:
+            await publisher.publish(event("application/json"))
+        await publisher.close()
+        return later.value.retry_after_seconds
+
+    assert asyncio.run(ask()) == 30
+
+
+def test_publishing_page_relays_from_a_process_of_its_own(load: Load, sqlite_url: str) -> None:
+    module = load("publishing")
+    app = module.create_app({"TESTING": True, "SQLALCHEMY_DATABASE_URI": sqlite_url})
+    app.test_client().post("/orders/8")
+
+    with receiving() as receiver:
+        published = asyncio.run(module.relay_once(sqlite_url, receiver.url))
+
+    assert published == 1
+    assert receiver.data == [{"number": "8"}]
+    assert callable(module.relay)

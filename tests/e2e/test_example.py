@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,8 +21,8 @@ import psutil
 import pytest
 from sqlalchemy import create_engine
 
-from example_flask_app.audit import Check, Wanted, audit
-from example_flask_app.processes import Shop, payment_service
+from example_flask_app.audit import Check, Neighbours, Wanted, audit
+from example_flask_app.processes import Manners, Shop
 from tests.support import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,16 +50,15 @@ def output_of(process: subprocess.Popen[str]) -> Iterator[list[str]]:
 
 @pytest.fixture
 def shop(database_url: str, tmp_path: Path) -> Iterator[Shop]:
-    """The shop under gunicorn with two workers, and its payment service."""
+    """The shop under gunicorn with two workers, and its neighbours."""
     url = database_url.replace("postgresql://", "postgresql+psycopg://")
-    with payment_service(tmp_path, seed=1, slow_seconds=0.5) as payment_url:
-        opened = Shop(tmp_path, database_url=url, payment_url=payment_url, packing_seconds=0.05)
-        try:
-            opened.prepare()
-            opened.start()
-            yield opened
-        finally:
-            opened.close()
+    manners = Manners(packing_seconds=0.05, slow_seconds=0.5, payment_term_seconds=2.0)
+    opened = Shop(tmp_path, database_url=url, seed=1, manners=manners)
+    try:
+        opened.open()
+        yield opened
+    finally:
+        opened.close()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
@@ -75,9 +75,23 @@ def test_the_demo_finds_every_row_exactly_once_after_its_kills(kind: str) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "killed worker" in done.stdout
+    assert "killed the receiver" in done.stdout
     assert "killed the whole server" in done.stdout
-    assert re.search(r"^orders fulfilled +12 +12 +0 +0  ok$", done.stdout, re.MULTILINE)
+    counted = dict(re.findall(r"^(\w[\w ]+?)  +(\d+ +\d+ +\d+ +\d+)  ok$", done.stdout, re.MULTILINE))
+    assert {title: numbers.split() for title, numbers in counted.items() if "pieces" not in title} == {
+        "orders placed": ["12", "12", "0", "0"],
+        "orders fulfilled": ["11", "11", "0", "0"],
+        "orders called off": ["1", "1", "0", "0"],
+        "payments": ["11", "11", "0", "0"],
+        "charges paid": ["11", "11", "0", "0"],
+        "stock movements": [counted["stock movements"].split()[0]] * 2 + ["0", "0"],
+        "messages to the packers": ["11", "11", "0", "0"],
+        "events published": ["23", "23", "0", "0"],
+        "events received": ["23", "23", "0", "0"],
+        "stories received in order": ["12", "12", "0", "0"],
+    }
     assert re.search(r"^in all +0 +0$", done.stdout, re.MULTILINE)
+    assert re.search(r"^events received +\d+ times in all, 23 different ones$", done.stdout, re.MULTILINE)
     assert "Everything was done exactly once." in done.stdout
 
 
@@ -91,7 +105,7 @@ def test_the_demo_leaves_no_process_behind_when_it_is_interrupted(number: signal
         demo.send_signal(number)
 
         assert demo.wait(timeout=30) == 128 + number
-        assert len(children) >= 3
+        assert len(children) >= 4
         assert eventually(lambda: not any(child.is_running() for child in children))
 
 
@@ -146,9 +160,14 @@ def test_an_order_goes_from_the_page_through_its_workflows_to_fulfilled(shop: Sh
         assert (placed.status_code, placed.json()["status"], placed.json()["total_cents"]) == (202, "placed", 1780)
 
         done = eventually(lambda: _if_status(client, "one", "fulfilled"), timeout=60)
-        assert [step["step"] for step in done["steps"]] == [
-            "take_from_shelf:1", "note_reserved:1", "charge:1", "hand_to_delivery:1",
-        ]  # fmt: skip
+        assert [(step["step"], step["event"]) for step in done["steps"]] == [
+            ("take_from_shelf:1", "ActivityCompleted"),
+            ("note_reserved:1", "ActivityCompleted"),
+            ("ask_for_payment:1", "ActivityCompleted"),
+            ("wait_event:1", "EventReceived"),
+            ("hand_to_packers:1", "ActivityCompleted"),
+        ]
+        assert re.fullmatch(r"label for Ada, invoice of 1 lines, by packer-[123]", done["remark"])
         listed = client.get("/orders").json()
         assert [order["number"] for order in listed["orders"]] == ["one"]
         assert (listed["counts"], listed["stock"]["tea"]) == ({"fulfilled": 1}, 998)
@@ -173,8 +192,46 @@ def test_a_declined_card_calls_the_order_off_and_gives_its_pieces_back(shop: Sho
 
         done = eventually(lambda: _if_status(client, "poor", "called off"), timeout=60)
 
-        assert done["remark"] == "the card was declined"
+        assert done["remark"] == "the payment was declined"
         assert client.get("/orders").json()["stock"]["honey"] == 1000
+
+
+def test_an_order_whose_bank_never_answers_is_called_off_when_its_term_is_over_whatever_a_stranger_says(
+    shop: Shop,
+) -> None:
+    wish = {"number": "silent", "customer": "Cy", "card": "9999", "lines": [{"sku": "honey", "quantity": 3}]}
+    event = {
+        "specversion": "1.0", "type": "payment.settled", "source": "eve", "id": "1", "eddainstanceid": "order-silent",
+        "data": {"outcome": "paid", "reference": "none"},
+    }  # fmt: skip
+    with httpx.Client(base_url=shop.url, timeout=30) as client:
+        client.post("/orders", json=wish)
+        said = client.post("/events", json=event, headers={"Content-Type": "application/cloudevents+json"})
+
+        done = eventually(lambda: _if_status(client, "silent", "called off"), timeout=60)
+
+        assert said.status_code == 401
+        assert [step["event"] for step in done["steps"] if step["step"] == "wait_event:1"] == ["WaitTimedOut"]
+        assert done["remark"] == "the payment was withdrawn"
+        assert client.get("/orders").json()["stock"]["honey"] == 1000
+    (charge,) = httpx.get(shop.payments.url, timeout=30).json()["charges"]
+    assert (charge["key"], charge["outcome"]) == ("silent", "withdrawn")
+
+
+def test_what_the_shop_tells_waits_for_a_receiver_that_is_away_and_arrives_in_order(shop: Shop) -> None:
+    wish = {"number": "told", "customer": "Ada", "lines": [{"sku": "tea", "quantity": 1}]}
+    shop.receiver.kill()
+    with httpx.Client(base_url=shop.url, timeout=30) as client:
+        client.post("/orders", json=wish)
+        assert eventually(lambda: _if_status(client, "told", "fulfilled"), timeout=60)
+
+    shop.receiver.start()
+
+    def received() -> list[str]:
+        neighbours = Neighbours((), httpx.get(shop.receiver.url, timeout=30).json()["deliveries"])
+        return [event["type"] for event in neighbours.events]
+
+    assert eventually(lambda: received() == ["order.paid", "order.fulfilled"], timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -207,23 +264,47 @@ def test_the_shop_says_what_is_wrong_with_a_bad_order(
         app.extensions["sqlalchemy"].engine.dispose()
 
 
+def test_packers_that_are_hired_again_are_the_same_ones(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from example_flask_app import create_app
+
+    monkeypatch.setattr("example_flask_app.settings.SQLALCHEMY_DATABASE_URI", sqlite_url)
+    app = create_app()
+    app.testing = True
+    commands = app.test_cli_runner()
+
+    for _ in range(2):
+        assert commands.invoke(args=["init-shop"]).exit_code == 0
+
+    found = json.loads(commands.invoke(args=["edda", "list", "--json"]).stdout)["instances"]
+    assert sorted(packer["instance_id"] for packer in found) == ["packer-1", "packer-2", "packer-3"]
+    with app.app_context():
+        app.extensions["sqlalchemy"].engine.dispose()
+
+
 def test_the_audit_finds_a_duplicate_a_loss_and_a_wrong_stock(sqlite_url: str) -> None:
     engine = create_engine(sqlite_url)
+    wanted = [Wanted("a", (("tea", 2),)), Wanted("b", (("tea", 1),)), Wanted("c", (("mug", 1),), has_bank=False)]
+    told = [("3", "order.fulfilled"), ("1", "order.paid"), ("1", "order.paid")]
+    deliveries = [{"source": "shop", "id": number, "type": kind, "subject": "a"} for number, kind in told]
+    charges = [{"reference": "p1", "amount_cents": 1780, "outcome": "paid"}]
     with engine.begin() as conn:
         for statement in _BOOKS_WITH_MISTAKES.split(";"):
             conn.exec_driver_sql(statement)
-        checks = audit(conn, [Wanted("a", (("tea", 2),)), Wanted("b", (("tea", 1),))], charges=[])
+        checks = audit(conn, wanted, Neighbours(charges, deliveries))
     engine.dispose()
 
     assert {check.title: (check.duplicates, check.lost) for check in checks} == {
-        "orders placed": (0, 0),
+        "orders placed": (0, 1),
         "orders fulfilled": (0, 1),
+        "orders called off": (0, 1),
         "payments": (1, 1),
-        "charges by the payment service": (0, 2),
-        "stock movements": (1, 0),
+        "charges paid": (0, 1),
+        "stock movements": (1, 2),
         "pieces gone from the shelves": (2, 0),
-        "deliveries": (0, 1),
-        "events in the outbox": (1, 2),
+        "messages to the packers": (1, 1),
+        "events published": (1, 4),
+        "events received": (0, 3),
+        "stories received in order": (1, 3),
     }
 
 
@@ -291,8 +372,9 @@ CREATE TABLE shop_stock_movement (order_number TEXT, sku TEXT, quantity INTEGER)
 INSERT INTO shop_stock_movement VALUES ('a', 'tea', -2), ('b', 'tea', -1), ('b', 'tea', -1);
 CREATE TABLE shop_article (sku TEXT, start_quantity INTEGER, quantity INTEGER);
 INSERT INTO shop_article VALUES ('tea', 10, 5), ('mug', 10, 10);
-CREATE TABLE edda_instances (workflow_name TEXT, status TEXT, input TEXT);
-INSERT INTO edda_instances VALUES ('deliver', 'completed', '{"number": "a"}'), ('deliver', 'running', '{"number": "b"}');
-CREATE TABLE edda_outbox (subject TEXT, type TEXT);
-INSERT INTO edda_outbox VALUES ('a', 'order.paid'), ('a', 'order.fulfilled'), ('a', 'order.paid')
+CREATE TABLE edda_history (event_type TEXT, event_data TEXT);
+INSERT INTO edda_history VALUES ('MessageReceived', '{"result": {"data": "a"}}'), ('MessageReceived', '{"result": {"data": "a"}}'),
+  ('EventReceived', '{"result": {"data": "b"}}');
+CREATE TABLE edda_outbox (subject TEXT, type TEXT, status TEXT);
+INSERT INTO edda_outbox VALUES ('a', 'order.paid', 'published'), ('a', 'order.fulfilled', 'dead'), ('a', 'order.paid', 'published')
 """

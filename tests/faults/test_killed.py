@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from edda_engine.runtime.probes import POINTS
+from edda_engine.runtime.probes import STEP_POINTS
 from tests.faults.ledger import Ledger
 from tests.faults.processes import Shop, wait_for
 from tests.support import eventually
@@ -16,10 +16,10 @@ SOON = {"recovery_interval_seconds": 0.2, "poll_interval_seconds": 0.2}
 # The first passing of each point, and later ones in the middle of the two orders: a step in the activity's own
 # transaction, a branch, the second order's end.
 KILLS = [
-    *((point, 1) for point in POINTS),
-    *((point, 3) for point in POINTS if point.startswith(("step.", "batch."))),
-    *((point, 7) for point in POINTS if point.startswith("activity.")),
-    *((point, 2) for point in POINTS if point.startswith("end.")),
+    *((point, 1) for point in STEP_POINTS),
+    *((point, 3) for point in STEP_POINTS if point.startswith(("step.", "batch."))),
+    *((point, 7) for point in STEP_POINTS if point.startswith("activity.")),
+    *((point, 2) for point in STEP_POINTS if point.startswith("end.")),
 ]
 
 

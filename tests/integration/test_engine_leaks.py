@@ -1,4 +1,4 @@
-"""Thousands of activities leave nothing behind: no connection, no thread, no task."""
+"""Ten thousand activities leave nothing behind: no connection, no thread, no task."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import threading
 from edda_engine import SyncWorkflowContext, WorkflowContext, activity, workflow
 from tests.integration.engines import Tables, edda, until, write_note, write_note_async
 
-# Two thousand stand for ten thousand: what leaks once in an activity has leaked two thousand times by then.
-INSTANCES, ROUNDS = 50, 10
+INSTANCES, ROUNDS = 50, 50  # four activities a round
 
 
-def test_two_thousand_activities_leak_no_connection_no_thread_and_no_task(database_url: str) -> None:
+def test_ten_thousand_activities_leak_no_connection_no_thread_and_no_task(database_url: str) -> None:
     tables = Tables(database_url)
     tables.make_notes()
 
@@ -53,7 +52,7 @@ def test_two_thousand_activities_leak_no_connection_no_thread_and_no_task(databa
             assert engine is not None
             ids = [await app.start(busy if number % 2 else busy_plainly) for number in range(INSTANCES)]
             for each in ids:
-                await app.result(each, timeout=60)
+                await app.result(each, timeout=240)
             await until(lambda: not engine.executor.held)
             assert app._database.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
             made = engine._async_engines._made
@@ -65,8 +64,9 @@ def test_two_thousand_activities_leak_no_connection_no_thread_and_no_task(databa
                 if thread not in before and thread.name.startswith("edda-")
             ]
             assert len([name for name in named if name.startswith("edda-activity")]) <= 4
-            assert len(named) <= 4 + 3  # and the committer, the service thread and the sign of life
-            assert len(asyncio.all_tasks()) <= 1 + 3  # this one, and the engine's services
+            # And the committer, the service thread, the watch over the loop, and the sign of life or the watch over the file.
+            assert len(named) <= 4 + 4
+            assert len(asyncio.all_tasks()) <= 1 + 4  # this one, and the engine's services
 
     asyncio.run(main())
     assert tables.value("SELECT count(*) FROM notes") == 2 * INSTANCES * ROUNDS

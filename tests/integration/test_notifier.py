@@ -1,0 +1,254 @@
+"""What is told to other processes, and when: after the commit, many as one, never by the user's own connections."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import event
+
+from edda_engine.runtime.notifier import Notifier
+from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL
+from edda_wsgi import WorkflowContext, workflow
+from tests.integration.engines import Tables, storage
+from tests.integration.flask_apps import Shop, open_shop, saved_instances
+from tests.support import eventually
+
+
+class Listener:
+    """Hears what is notified in a database."""
+
+    def __init__(self, conn: psycopg.Connection[Any]) -> None:
+        self._conn = conn
+        for channel in (WAKE_CHANNEL, OUTBOX_CHANNEL):
+            conn.execute(f"LISTEN {channel}".encode())
+
+    def next(self) -> tuple[str, str]:
+        """Wait for a notification."""
+        (found,) = self._conn.notifies(timeout=20, stop_after=1)
+        return found.channel, found.payload
+
+    def rest(self, seconds: float = 0.3) -> list[tuple[str, str]]:
+        """All that have come, until nothing comes for a while."""
+        found: list[tuple[str, str]] = []
+        while more := [(each.channel, each.payload) for each in self._conn.notifies(timeout=seconds)]:
+            found += more
+        return found
+
+
+@pytest.fixture
+def listener(postgres_url: str) -> Iterator[Listener]:
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        yield Listener(conn)
+
+
+@contextmanager
+def notifying(url: str, **options: Any) -> Iterator[Notifier]:
+    with storage(url) as database:
+        notifier = Notifier(lambda: database, **options)
+        try:
+            yield notifier
+        finally:
+            notifier.close()
+
+
+@pytest.fixture
+def client(postgres_url: str) -> Iterator[Shop]:
+    """An application that runs no workflows itself."""
+    with open_shop(postgres_url, role="client", service_name="shop") as shop:
+        with shop.app.app_context():
+            shop.edda.find_instances()
+        yield shop
+
+
+def declare_order() -> Any:
+    @workflow
+    async def order(ctx: WorkflowContext, number: int) -> int:
+        return number
+
+    return order
+
+
+def notifier_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "edda-notifier"]
+
+
+def connections(tables: Tables) -> int:
+    """Of the application, besides the listener's and this look."""
+    return int(tables.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")) - 2
+
+
+# After the commit, and apart from it.
+
+
+def test_a_start_is_notified_after_its_commit_and_not_before(client: Shop, listener: Listener) -> None:
+    order = declare_order()
+    with client.app.app_context():
+        order.start(number=1)
+        client.session().flush()
+        before = listener.rest()
+        client.session().commit()
+        heard = listener.next()
+
+    assert before == []
+    assert heard == (WAKE_CHANNEL, "shop")
+    assert len(saved_instances(client.database_url)) == 1
+
+
+def test_a_start_that_is_rolled_back_is_not_notified(client: Shop, listener: Listener) -> None:
+    order = declare_order()
+    with client.app.app_context():
+        order.start(number=1)
+        client.session().rollback()
+
+    assert listener.rest() == []
+
+
+def test_a_start_that_commits_at_once_is_notified(client: Shop, listener: Listener) -> None:
+    order = declare_order()
+    with client.app.app_context():
+        order.options(session=None).start(number=1)
+
+    assert listener.next() == (WAKE_CHANNEL, "shop")
+
+
+def test_a_message_is_notified_to_the_workers_of_all_services(client: Shop, listener: Listener) -> None:
+    with client.app.app_context():
+        client.edda.send_event("paid", "test", {"n": 1})
+        client.session().commit()
+
+    assert listener.next() == (WAKE_CHANNEL, "")
+
+
+def test_an_event_for_the_outbox_is_notified_to_the_relays(client: Shop, listener: Listener) -> None:
+    with client.app.app_context():
+        client.edda.send_event_transactional("order.placed", "test", {"n": 1})
+        client.session().commit()
+
+    assert listener.next() == (OUTBOX_CHANNEL, "")
+
+
+def test_the_connections_of_the_application_never_notify(client: Shop, listener: Listener) -> None:
+    order = declare_order()
+    executed: list[str] = []
+    with client.app.app_context():
+        event.listen(client.engine, "before_cursor_execute", lambda *args: executed.append(args[2]))
+        order.start(number=1)
+        client.edda.send_event("paid", "test", {"n": 1})
+        client.session().commit()
+        listener.next()
+
+    assert any("INSERT INTO edda_instances" in statement for statement in executed)
+    assert [statement for statement in executed if "notify" in statement.lower()] == []
+
+
+def test_a_running_engine_with_room_notifies_nobody_of_its_own_starts(postgres_url: str, listener: Listener) -> None:
+    order = declare_order()
+    with open_shop(postgres_url, service_name="shop") as shop:
+        shop.edda.start_worker()
+        with shop.app.app_context():
+            ids = [order.options(session=None).start(number=number) for number in range(5)]
+        for number, each in enumerate(ids):
+            assert shop.edda.result(each, timeout=20) == number
+        heard = listener.rest()
+
+    assert heard == []
+
+
+# Many as one.
+
+
+def test_many_notes_within_a_moment_become_few_notifications(postgres_url: str, listener: Listener) -> None:
+    with notifying(postgres_url) as notifier:
+        for _ in range(1000):
+            notifier.notify("shop")
+        notifier.close()
+        heard = listener.rest()
+
+    assert set(heard) == {(WAKE_CHANNEL, "shop")}
+    assert len(heard) < 100
+
+
+def test_notes_of_different_kinds_are_all_sent(postgres_url: str, listener: Listener) -> None:
+    with notifying(postgres_url) as notifier:
+        notifier.notify("one")
+        notifier.notify("two")
+        notifier.notify("")
+        notifier.notify_relays()
+        notifier.close()
+        heard = listener.rest()
+
+    assert set(heard) == {(WAKE_CHANNEL, "one"), (WAKE_CHANNEL, "two"), (WAKE_CHANNEL, ""), (OUTBOX_CHANNEL, "")}
+
+
+def test_the_last_note_of_a_burst_is_not_forgotten(postgres_url: str, listener: Listener) -> None:
+    with notifying(postgres_url) as notifier:
+        for number in range(50):
+            notifier.notify("first")
+            listener.next()
+            notifier.notify(f"second {number}")  # while the first one's pause lasts
+            assert listener.next() == (WAKE_CHANNEL, f"second {number}")
+
+
+# Nothing is held for long, nothing is in the way.
+
+
+def test_an_idle_notifier_ends_its_thread_and_closes_its_connection_and_begins_again(
+    postgres_url: str, listener: Listener
+) -> None:
+    tables = Tables(postgres_url)
+    with notifying(postgres_url, idle_seconds=0.1) as notifier:
+        for _ in range(3):
+            notifier.notify("shop")
+            listener.next()
+            eventually(lambda: not notifier_threads())
+            eventually(lambda: connections(tables) <= 1)  # the one that made the tables
+
+
+def test_a_connection_that_was_ended_while_idle_is_replaced(postgres_url: str, listener: Listener) -> None:
+    tables = Tables(postgres_url)
+    with notifying(postgres_url) as notifier:
+        notifier.notify("before")
+        listener.next()
+        tables.rows(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND query LIKE '%pg_notify%' AND pid <> pg_backend_pid()"
+        )
+        notifier.notify("after")
+        assert listener.next() == (WAKE_CHANNEL, "after")
+
+
+def test_a_database_that_is_away_delays_nobody_and_breaks_nothing(postgres_url: str, listener: Listener) -> None:
+    with storage(postgres_url) as database, storage(postgres_url) as other:
+        found = [database]
+        notifier = Notifier(lambda: found[0])
+        database.autocommitting = _refuse  # type: ignore[method-assign]
+        notifier.notify("lost")
+        eventually(lambda: not notifier._noted)
+        found[0] = other
+        notifier.notify("told")
+        assert listener.next() == (WAKE_CHANNEL, "told")
+        notifier.close()
+
+
+def _refuse() -> Any:
+    raise OSError("a creator of the user's that cannot get a token")
+
+
+def test_on_sqlite_nothing_is_sent_and_no_thread_is_started(sqlite_url: str) -> None:
+    with notifying(sqlite_url) as notifier:
+        notifier.notify("shop")
+        notifier.notify_relays()
+        assert notifier_threads() == []
+
+
+def test_closing_sends_what_is_noted_and_leaves_no_thread(postgres_url: str, listener: Listener) -> None:
+    with notifying(postgres_url) as notifier:
+        notifier.notify("shop")
+        notifier.close(20)
+        assert notifier_threads() == []
+        assert listener.next() == (WAKE_CHANNEL, "shop")
