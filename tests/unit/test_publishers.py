@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def test_retry_after_without_the_brokers_clock_is_read_by_ours(receiver: Receive
 
 @contextmanager
 def talking(speak: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that reads the request's head and then speaks as it likes."""
+    """A server that reads the whole request and then speaks as it likes."""
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -226,7 +227,7 @@ def talking(speak: Callable[[socket.socket], None]) -> Iterator[str]:
                     return
                 with conn:
                     try:
-                        conn.recv(65_536)
+                        read_request(conn)
                         speak(conn)
                     except OSError:
                         continue
@@ -237,6 +238,18 @@ def talking(speak: Callable[[socket.socket], None]) -> Iterator[str]:
         done.set()
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(10)
+
+
+def read_request(conn: socket.socket) -> None:
+    """All of it, however it is cut: closing a connection with something unread resets it."""
+    taken = b""
+    while b"\r\n\r\n" not in taken:
+        taken += conn.recv(65_536)
+    head, body = taken.split(b"\r\n\r\n", 1)
+    length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
+    assert length is not None, head
+    while len(body) < int(length[1]):
+        body += conn.recv(65_536)
 
 
 def drip(conn: socket.socket) -> None:
@@ -257,7 +270,8 @@ def endless(status: str) -> Callable[[socket.socket], None]:
 
 
 def stays_silent(conn: socket.socket) -> None:
-    conn.recv(1)
+    while conn.recv(65_536):  # until the other side hangs up
+        pass
 
 
 def broken_off(conn: socket.socket) -> None:
