@@ -279,7 +279,8 @@ class EddaFlask:
     def run_worker(self) -> None:
         """Run workflows in this process until SIGTERM or SIGINT, then drain and return.
 
-        A second signal stops at once; what was under way goes on elsewhere.
+        Another SIGTERM changes nothing. Ctrl-C while it drains ends the process at once; what was under way goes on
+        elsewhere.
         """
         lifecycle.run_until_signalled(self._application())
 

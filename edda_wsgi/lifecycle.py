@@ -11,9 +11,7 @@ import atexit
 import concurrent.futures.thread  # noqa: F401  registers its own end of process first
 import logging
 import os
-import signal
 import threading
-import types
 
 import click
 from flask import Flask
@@ -21,12 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edda_engine.storage.database import is_outage
 from edda_wsgi.application import Application, everywhere
+from edda_wsgi.signals import StopSignals
 from edda_wsgi.supervisor import has_lost_its_supervisor
 
 _log = logging.getLogger(__name__)
 
 _AFTER_LOADING_SECONDS = 0.5
 _AT_EXIT_SECONDS = 2.0
+_LOOK_SECONDS = 0.5
 
 
 def attach(app: Flask, application: Application) -> None:
@@ -69,25 +69,20 @@ def stop_all(at_most_seconds: float) -> None:
         application.stop_engine(min(application.settings.shutdown_seconds, at_most_seconds))
 
 
-def run_until_signalled(application: Application) -> None:
-    """Run workflows in this process until SIGTERM or SIGINT, then drain. A second Ctrl-C stops at once."""
-    asked = threading.Event()
+def run_until_signalled(application: Application, *, ends_process: bool = False) -> None:
+    """Run workflows in this process until SIGTERM or SIGINT, then drain. Ctrl-C while it drains stops at once.
 
-    def ask_to_stop(number: int, _frame: types.FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            os._exit(1)  # what was under way goes on elsewhere
-        asked.set()
-
-    previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    :param ends_process: Nothing of importance follows, so no later signal may turn success into a failure.
+    """
+    # What was under way goes on elsewhere.
+    with StopSignals(hurry=lambda: os._exit(1)) as signals:
         starting = application.start_engine()
-        while not asked.wait(0.5) and not has_lost_its_supervisor():
+        while not signals.wait(_LOOK_SECONDS) and not has_lost_its_supervisor():
             if starting.done() and (error := starting.exception()) is not None:
                 raise error
         application.stop_engine(None)
-    finally:
-        for number, action in previous.items():
-            signal.signal(number, action)
+        if ends_process:
+            signals.ignore_from_now_on()
 
 
 def _start_unless_testing(app: Flask, application: Application) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from edda_wsgi.signals import StopSignals
 
 _log = logging.getLogger(__name__)
 
@@ -56,25 +55,25 @@ class Supervisor:
         self._command = list(command or (sys.executable, *sys.orig_argv[1:]))
         self._places = [_Place() for _ in range(count)]
         self._patience = shutdown_seconds + _EXTRA_SECONDS
-        self._asked = threading.Event()
         self._must_hurry = False
 
     def run(self) -> None:
-        """Start the workers and look after them; return when all have ended after a signal."""
-        previous = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            while not self._asked.is_set():
-                for place in self._places:
-                    self._look_after(place)
-                self._asked.wait(_LOOK_SECONDS)
-        finally:
-            self._stop_all()
-            for number, action in previous.items():
-                signal.signal(number, action)
+        """Start the workers and look after them; return when all have ended after a signal, to end the process."""
+        with StopSignals(self._hurry) as signals:
+            try:
+                self._look_after_all()
+                while not signals.wait(_LOOK_SECONDS):
+                    self._look_after_all()
+            finally:
+                self._stop_all()
+            signals.ignore_from_now_on()
 
-    def _ask(self, number: int, _frame: types.FrameType | None) -> None:
-        self._must_hurry = self._asked.is_set() and number == signal.SIGINT
-        self._asked.set()
+    def _hurry(self) -> None:
+        self._must_hurry = True
+
+    def _look_after_all(self) -> None:
+        for place in self._places:
+            self._look_after(place)
 
     def _look_after(self, place: _Place) -> None:
         now = time.monotonic()

@@ -11,13 +11,13 @@ import contextvars
 import importlib
 import inspect
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from edda_engine.errors import ConfigurationError, PublishLaterError
 from edda_engine.outbox.outgoing import OutgoingEvent, Publisher
 from edda_engine.settings import OutboxSettings
+from edda_engine.threads import DaemonThreads
 
 try:
     from edda_engine.outbox.http_publisher import HttpPublisher
@@ -58,7 +58,7 @@ class CallablePublisher:
         self._is_async = inspect.iscoroutinefunction(found) or inspect.iscoroutinefunction(
             getattr(found, "__call__", None)  # noqa: B004  an object whose call is a coroutine function
         )
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: DaemonThreads | None = None
         self.around: Callable[[], AbstractContextManager[Any]] = nullcontext
         """Entered around each call of a plain function, on its thread."""
 
@@ -76,11 +76,11 @@ class CallablePublisher:
     async def close(self) -> None:
         """End the threads that have nothing to do."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(cancel_futures=True)
 
     async def _call_on_thread(self, event: OutgoingEvent) -> None:
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="edda-publisher")
+            self._pool = DaemonThreads(_THREADS, name="edda-publisher")
         await asyncio.get_running_loop().run_in_executor(self._pool, contextvars.Context().run, self._call, event)
 
     def _call(self, event: OutgoingEvent) -> None:

@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -56,7 +56,7 @@ class Workplace:
     database: Database
     async_engines: AsyncEngines
     environment: Environment
-    pool: ThreadPoolExecutor
+    pool: Executor
     hooks: WorkflowHooks
     probe: Probe
     default_policy: RetryPolicy

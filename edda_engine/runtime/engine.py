@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -37,6 +37,7 @@ from edda_engine.storage import migrate, outbox
 from edda_engine.storage.async_engine import AsyncEngines
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL
+from edda_engine.threads import DaemonThreads
 from edda_engine.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Engine:
         self.is_ready = asyncio.Event()
         self._database, self._settings = database, settings
         self._async_engines = AsyncEngines(database.engine)
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="edda-activity")
+        self._pool = DaemonThreads(settings.threads, name="edda-activity")
         self._service = ServiceThread(database)
         self._notifier = notifier or Notifier(lambda: database)
         self.committer = Committer(database, probe=probe)
@@ -201,8 +202,12 @@ class Engine:
         if self._claiming is not None:
             await _ended(self._claiming)
             seconds = self._settings.shutdown_seconds if timeout is None else timeout
-            await asyncio.gather(self.executor.drain(seconds), self._stop_relay(seconds))
-            self._notifier.notify(self._settings.service_name)  # what was handed back is due
+            _log.info(
+                "Worker %s drains: it claims nothing more, and activities have %.1f s to end", self.worker_id, seconds,
+                extra={"worker_id": self.worker_id, "service": self._settings.service_name},
+            )  # fmt: skip
+            tell_others = partial(self._notifier.notify, self._settings.service_name)  # what is handed back is due
+            await asyncio.gather(self.executor.drain(seconds, handed_back=tell_others), self._stop_relay(seconds))
             for service in self._services:
                 await _ended(service)
             try:
@@ -215,7 +220,7 @@ class Engine:
         await self._liveness.stop()
         await asyncio.to_thread(self._notifier.close)
         self._service.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
         await self._async_engines.close()
         self._database.close()
         _log.info("Worker %s has stopped", self.worker_id)

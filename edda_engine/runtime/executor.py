@@ -30,6 +30,7 @@ from edda_engine.errors import (
 from edda_engine.runtime.activities import Workplace
 from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
+from edda_engine.runtime.draining import drain, let_go
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.run import Run
 from edda_engine.runtime.service import ServiceThread
@@ -141,21 +142,25 @@ class Executor:
             if (run := self.held.get(instance_id)) is not None:
                 run.pauses.wake_awaiting([activity_id])
 
-    async def drain(self, timeout: float) -> None:
-        """Begin nothing new; wait for attempts under way; hand all leases back, so that others go on at once."""
+    async def drain(self, timeout: float, *, handed_back: Callable[[], None]) -> None:
+        """Begin nothing new, and let go of every run: at once, or when the attempt that is under way has ended in time.
+
+        :param handed_back: Called each time that others can go on with something.
+        """
         self.is_draining = True
-        deadline = asyncio.get_running_loop().time() + timeout
-        while any(run.is_busy for run in self.held.values()) and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.01)
-        for run in (*self.held.values(), *self._parked.values()):
-            run.seal(Suspended)
-        self.held.clear()
-        self._parked.clear()
-        try:
-            # By the worker, not by what is known here: a claim may have been on its way.
-            await self._service.write(lambda conn: instances.release_worker(conn, self._worker_id))
-        except DBAPIError as error:
-            _log.warning("This worker's leases could not be handed back; its siblings will take them: %s", error)
+
+        async def release_all_but(held: list[str]) -> None:
+            try:
+                await self._service.write(
+                    lambda conn: instances.release_strays(conn, worker_id=self._worker_id, held=held)
+                )
+            except DBAPIError as error:
+                _log.warning("This worker's leases could not be handed back; its siblings will take them: %s", error)
+            else:
+                handed_back()
+
+        let_go(self._parked, list(self._parked))
+        await drain(self.held, seconds=timeout, release_all_but=release_all_but)
         if self._driving:
             await asyncio.wait(set(self._driving), timeout=1.0)
 

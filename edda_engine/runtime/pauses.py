@@ -55,6 +55,11 @@ class Pauses:
         return bool(self._long)
 
     @property
+    def naps(self) -> int:
+        """How many wait for a moment."""
+        return len(self._short)
+
+    @property
     def due_in_seconds(self) -> float | None:
         """Until the first of the long ones ends; ``None`` if none ends by itself."""
         first = min((pause.due for pause in self._long.values()), default=inf)

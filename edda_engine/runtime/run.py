@@ -95,9 +95,10 @@ class Run:
         return self.body
 
     @property
-    def is_busy(self) -> bool:
-        """True while an attempt is running or a step is being written."""
-        return self._busy > 0
+    def is_quiet(self) -> bool:
+        """True while no attempt is running, no step is being written, and the body has not returned."""
+        has_returned = self.is_ending or (self.body is not None and self.body.done())
+        return self._busy == self.pauses.naps and not has_returned
 
     @property
     def is_idle(self) -> bool:
@@ -249,6 +250,8 @@ class Run:
             await self.pauses.short(seconds)
         else:
             await self._long_pause(seconds, status=Status.WAITING_FOR_TIMER, asks=None)
+        if self._owner.is_draining and self.fate is None:
+            await self._long_pause(None, status=Status.WAITING_FOR_TIMER, asks=None)  # no attempt begins any more
         if self.fate is not None:
             raise self.fate
 

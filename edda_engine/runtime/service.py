@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from edda_engine.storage.database import Database, is_outage
+from edda_engine.threads import DaemonThreads
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class ServiceThread:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edda-service")
+        self._executor = DaemonThreads(1, name="edda-service")
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run *work* in a transaction of its own."""
@@ -63,4 +63,4 @@ class ServiceThread:
 
     def close(self) -> None:
         """End the thread."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(cancel_futures=True)

@@ -1,0 +1,47 @@
+"""Draining: how a worker that is to stop lets go of what it runs.
+
+How it thinks. Nothing new begins. An attempt that is under way may end, for so many seconds, and what it has done is
+saved. As soon as nothing is under way for an instance its lease is handed back, so that it goes on elsewhere while
+others here still end. Whoever waits, for time, for a message or for the next attempt, has nothing under way. What has
+not ended in time loses its lease: it can commit nothing any more, and is done again elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+
+from edda_engine.errors import Suspended
+from edda_engine.runtime.run import Run
+
+_LOOK_SECONDS = 0.01
+
+
+async def drain(
+    held: MutableMapping[str, Run], *, seconds: float, release_all_but: Callable[[list[str]], Awaitable[None]]
+) -> None:
+    """Empty *held*, handing leases back on the way.
+
+    :param release_all_but: Hands back every lease of this worker but these: a claim may have been on its way.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    before: set[str] = set()
+    is_first = True
+    while held and loop.time() < deadline:
+        quiet = {instance_id for instance_id, run in held.items() if run.is_quiet}
+        # Twice in a row: a body that has just got a result may be about to return.
+        settled, before = quiet & before, quiet
+        if settled or is_first:
+            let_go(held, settled)
+            await release_all_but(list(held))
+            is_first = False
+        await asyncio.sleep(_LOOK_SECONDS)
+    let_go(held, list(held))
+    await release_all_but([])
+
+
+def let_go(runs: MutableMapping[str, Run], instance_ids: Collection[str]) -> None:
+    """Take bodies out of memory; nothing they do has any effect from now on."""
+    for instance_id in instance_ids:
+        runs.pop(instance_id).seal(Suspended)

@@ -1,0 +1,105 @@
+"""A worker that is told to stop: what it still does, and what goes on elsewhere meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+from edda_engine import EddaApp, RetryPolicy, WorkflowContext, activity, sleep, wait_event, workflow
+from tests.integration.engines import MUCH_LATER, Gate, Tables, edda, until
+
+A_MOMENT = RetryPolicy(max_attempts=None, initial_interval=0.9, backoff_coefficient=1.0, max_duration=None)
+"""Slept through with the lease held."""
+
+
+def worker_of(app: EddaApp) -> str:
+    assert app._engine is not None
+    return app._engine.worker_id
+
+
+def test_while_an_activity_ends_everything_else_goes_on_elsewhere(database_url: str) -> None:
+    gate, at_first = Gate(), Gate()
+    leaving: list[str] = []
+
+    @activity
+    def hold(ctx: WorkflowContext) -> str:
+        gate.hold()
+        return ctx.worker_id
+
+    @activity
+    def tell(ctx: WorkflowContext) -> str:
+        return ctx.worker_id
+
+    @activity(retry_policy=A_MOMENT)
+    def fail_in_the_worker_that_leaves(ctx: WorkflowContext) -> str:
+        if ctx.worker_id in leaving:
+            at_first.hold()
+            raise ValueError("not here")
+        return ctx.worker_id
+
+    @workflow
+    async def holds(ctx: WorkflowContext) -> list[str]:
+        return [await hold(ctx), await tell(ctx)]
+
+    @workflow
+    async def is_between_attempts(ctx: WorkflowContext) -> str:
+        return await fail_in_the_worker_that_leaves(ctx)
+
+    @workflow
+    async def tells(ctx: WorkflowContext) -> str:
+        return await tell(ctx)
+
+    async def main() -> None:
+        first, second = edda(database_url, shutdown_seconds=60.0), edda(database_url)
+        await first.initialize()
+        leaving.append(worker_of(first))
+        held, failing = await first.start(holds), await first.start(is_between_attempts)
+        await gate.is_reached()
+        await at_first.is_reached()
+        at_first.open()
+        stopping = asyncio.create_task(first.shutdown())
+        async with second:
+            # Its attempt that was under way has failed, and the next one is made by the other worker.
+            assert await second.result(failing, timeout=30) == worker_of(second)
+            assert await second.result(await second.start(tells), timeout=30) == worker_of(second)
+            assert not stopping.done()
+            gate.open()
+            # What was under way is saved by who did it; the step after it is begun by the other worker.
+            assert await second.result(held, timeout=30) == [leaving[0], worker_of(second)]
+            await stopping
+
+    asyncio.run(main())
+
+
+def test_waits_and_retries_need_no_drain(database_url: str) -> None:
+    failed = Gate()
+
+    @activity(retry_policy=MUCH_LATER)
+    def fail(ctx: WorkflowContext) -> None:
+        failed.reached.set()
+        raise ValueError("later")
+
+    @workflow
+    async def sleeps(ctx: WorkflowContext) -> None:
+        await sleep(ctx, 3600)
+
+    @workflow
+    async def listens(ctx: WorkflowContext) -> None:
+        await wait_event(ctx, "never.sent")
+
+    @workflow
+    async def retries(ctx: WorkflowContext) -> None:
+        await fail(ctx)
+
+    tables = Tables(database_url)
+
+    async def main() -> None:
+        app = edda(database_url)
+        await app.initialize()
+        waiting = [await app.start(each) for each in (sleeps, listens, retries)]
+        await failed.is_reached()
+        await until(lambda: all(tables.status(each).startswith("waiting") for each in waiting[:2]))
+        async with asyncio.timeout(30):
+            await app.shutdown(timeout=3600)
+        assert [tables.instance(each)["locked_by"] for each in waiting] == [None] * 3
+
+    asyncio.run(main())
