@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -11,34 +12,33 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
 from edda_engine.channels import channel_message, direct_message
-from edda_engine.client import Client, Ended, Instance, Page, cancel_with, send_with
+from edda_engine.client import Client, Instance, Page, cancel_with, send_with
 from edda_engine.core.events import HistoryEvent
 from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutgoingMessage, current_place
 from edda_engine.core.retrying import RetryPolicy
-from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, ResultTimeoutError, UsageError
+from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, UsageError
 from edda_engine.events import event_message
 from edda_engine.hooks import WorkflowHooks
 from edda_engine.outbox.transactional import outbox_event
+from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.settings import EngineSettings, check_name
 from edda_engine.storage.database import Database
-from edda_engine.storage.instances import insert_instance
 from edda_engine.storage.outbox import insert_events
+from edda_engine.storage.starts import insert_instance
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body, running_apps
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_FIRST_PAUSE_SECONDS = 0.02
-_LONGEST_PAUSE_SECONDS = 1.0
 
 
 class EddaApp:
@@ -154,11 +154,21 @@ class EddaApp:
         if options.session is UNSET and isinstance(place, Attempt):
             await self._start_in_activity(place, new)
         elif options.session is UNSET or options.session is None:
-            await self._in_thread(lambda: self._client.write_start(new))
-            self._wake()
+            await self._start_alone(new, has_made_id=options.instance_id is None)
         else:
             await self._start_in_session(options.session, new)
         return new.instance_id
+
+    async def _start_alone(self, new: NewInstance, *, has_made_id: bool) -> None:
+        written = self._engine.write_start(new) if self._engine is not None and has_made_id else None
+        if written is None:
+            await self._in_thread(lambda: self._client.write_start(new))
+            self._wake()
+            return
+        try:
+            await asyncio.wrap_future(written)
+        except DBAPIError as error:
+            raise self._client.clear(error) from error
 
     async def _start_in_activity(self, attempt: Attempt, new: NewInstance) -> None:
         attempt.start(new)
@@ -279,25 +289,19 @@ class EddaApp:
         :raises InstanceNotFoundError: there is no such instance.
         """
         refuse_in_body("result()")
-        loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
         ended = asyncio.Event()
-        pause = _FIRST_PAUSE_SECONDS
-        with self._running().completions.watching(instance_id, ended.set):
+        engine = self._running()
+        wait = ResultWait(
+            self._client, instance_id, timeout=timeout, is_running_here=engine.is_running_here, wake=ended.set
+        )
+        with engine.completions.watching(instance_id, wait.has_ended):
             while True:
-                found = await self._in_thread(lambda: self._client.outcome(instance_id))
-                if isinstance(found, Ended):
+                found = await self._in_thread(wait.look) if wait.needs_database else wait.look()
+                if found is not None:
                     return found.value
-                if self._running().is_running_here(instance_id):
-                    pause = _LONGEST_PAUSE_SECONDS  # its end is announced; looking is only the safety net
-                left = pause if deadline is None else min(pause, deadline - loop.time())
-                if left <= 0:
-                    raise ResultTimeoutError(instance_id, timeout or 0.0, found)
-                try:
-                    async with asyncio.timeout(left):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait.seconds()):
                         await ended.wait()
-                except TimeoutError:
-                    pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
                 ended.clear()
 
     async def get(self, instance_id: str) -> Instance:

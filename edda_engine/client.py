@@ -20,21 +20,16 @@ from sqlalchemy.exc import DBAPIError
 
 from edda_engine.core.codec import parse
 from edda_engine.core.events import HistoryEvent
-from edda_engine.core.failures import decode_error
 from edda_engine.core.ports import ChannelMode, NewInstance, OutboxEvent, OutgoingMessage
 from edda_engine.core.status import Status
-from edda_engine.errors import (
-    DatabaseUnavailableError,
-    InstanceNotFoundError,
-    UsageError,
-    WorkflowCancelledError,
-    WorkflowFailedError,
-)
+from edda_engine.errors import DatabaseUnavailableError, InstanceNotFoundError, UsageError
+from edda_engine.outcomes import Ended, last_run, outcome_of_row
 from edda_engine.settings import EngineSettings
 from edda_engine.storage import channels, history, instances, outbox, workers
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.messages import insert_messages
-from edda_engine.workflow import DeclaredWorkflow, StartOptions, workflows
+from edda_engine.storage.starts import insert_instance
+from edda_engine.workflow import DeclaredWorkflow, StartOptions
 
 T = TypeVar("T")
 
@@ -94,13 +89,6 @@ class Page:
     next_page_token: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """An instance has completed, with this result."""
-
-    value: Any
-
-
 class Client:
     """The questions and requests of one application."""
 
@@ -122,7 +110,11 @@ class Client:
 
     def write_start(self, new: NewInstance) -> None:
         """Write a start in a transaction of its own."""
-        self._write(lambda conn: instances.insert_instance(conn, new))
+        self._write(lambda conn: insert_instance(conn, new))
+
+    def clear(self, error: BaseException) -> BaseException:
+        """What to say of an error of the database."""
+        return _clear(error) if isinstance(error, DBAPIError) else error
 
     def write_message(self, message: OutgoingMessage) -> None:
         """Send in a transaction of its own.
@@ -248,22 +240,10 @@ class Client:
         :raises WorkflowFailedError: it failed.
         :raises WorkflowCancelledError: it was cancelled.
         """
-        row = self._read(lambda conn: _outcome_of_last_run(conn, instance_id), without_tables=lambda: None)
+        row = self._read(lambda conn: last_run(conn, instance_id), without_tables=lambda: None)
         if row is None:
             raise InstanceNotFoundError(instance_id)
-        match Status(row["status"]):
-            case Status.COMPLETED:
-                return Ended(_typed_result(row["workflow_name"], row["output"]))
-            case Status.FAILED:
-                recorded = parse(row["error"])
-                summary = f"{recorded.get('error_type')}: {recorded.get('message')}"
-                raise WorkflowFailedError(instance_id, row["workflow_name"], summary) from decode_error(recorded)
-            case Status.CANCELLED:
-                raise WorkflowCancelledError(instance_id, row["workflow_name"], row["cancel_reason"])
-            case status:
-                if row["error"] is not None:
-                    return f"{status}, and blocked: {parse(row['error']).get('message')}"
-                return str(status)
+        return outcome_of_row(instance_id, row)
 
     def _read(self, work: Callable[[Connection], T], *, without_tables: Callable[[], T]) -> T:
         try:
@@ -311,13 +291,6 @@ def send_with(conn: Connection, message: OutgoingMessage) -> None:
     insert_messages(conn, [message])
 
 
-def _outcome_of_last_run(conn: Connection, instance_id: str) -> RowMapping | None:
-    row = instances.outcome(conn, instance_id)
-    if row is None or row["status"] != Status.RECURRED:
-        return row
-    return instances.outcome(conn, instances.current_run(conn, instance_id))
-
-
 def _refuse_unknown(instance_id: str) -> NoReturn:
     raise InstanceNotFoundError(instance_id)
 
@@ -347,15 +320,6 @@ def _instance(row: RowMapping, known: Mapping[str, set[str]]) -> Instance:
     # Without any registered worker nothing can be said about one workflow in particular.
     is_runnable = status.is_finished or of_service is None or values["workflow_name"] in of_service
     return Instance(**values, is_runnable=is_runnable)
-
-
-def _typed_result(workflow_name: str, output: str | None) -> Any:
-    workflow = workflows.get(workflow_name)
-    if output is None:
-        return None
-    if workflow is None:
-        return parse(output)
-    return workflow.parameters.result.decode(output, owner=f"result of workflow {workflow_name!r}")
 
 
 def _statuses(given: Status | str | Collection[Status | str] | None) -> list[Status] | None:

@@ -3,20 +3,27 @@
 The standard pool's threads are joined when the interpreter exits, so one activity that hangs would keep a worker that
 has drained, and handed everything over, from ending. Whatever still runs on these is cut off with the process; what it
 has not committed goes on elsewhere.
+
+A job tells by itself what became of it, so putting one costs no more than a place in a queue; a thread that has ended
+one takes the next at once. :meth:`DaemonThreads.submit` is for those who want a future.
 """
 
 from __future__ import annotations
 
+import logging
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
+_log = logging.getLogger(__name__)
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_Job = tuple["Future[Any]", Callable[[], Any]]
+Job = Callable[[], None]
 
 
 class DaemonThreads(Executor):
@@ -24,61 +31,81 @@ class DaemonThreads(Executor):
 
     def __init__(self, most: int, *, name: str) -> None:
         self._most, self._name = most, name
-        self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._made = self._idle = 0
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._putting = threading.Lock()
+        self._idle: deque[None] = deque()
+        self._made = 0
         self._is_shut = False
+
+    def put(self, job: Job) -> None:
+        """Run a job on one of the threads; what it raises is logged.
+
+        :raises RuntimeError: the threads were shut down.
+        """
+        with self._putting:
+            if self._is_shut:
+                raise RuntimeError(f"The threads {self._name!r} were shut down; nothing more can run on them.")
+            self._jobs.put(job)
+            try:
+                self._idle.pop()
+            except IndexError:
+                if self._made < self._most:
+                    threading.Thread(target=self._work, name=f"{self._name}_{self._made}", daemon=True).start()
+                    self._made += 1
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function on one of the threads.
 
         :raises RuntimeError: the threads were shut down.
         """
-        future: Future[T] = Future()
-        with self._changed:
-            if self._is_shut:
-                raise RuntimeError(f"The threads {self._name!r} were shut down; nothing more can run on them.")
-            self._jobs.append((future, lambda: fn(*args, **kwargs)))
-            if len(self._jobs) > self._idle and self._made < self._most:
-                threading.Thread(target=self._work, name=f"{self._name}_{self._made}", daemon=True).start()
-                self._made += 1
-            else:
-                self._changed.notify()
-        return future
+        job: _Call = _Call(lambda: fn(*args, **kwargs))
+        self.put(job)
+        return job.future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """Take no more work and let the threads end; never waits for them.
 
         :param cancel_futures: Drop what has not begun.
         """
-        with self._changed:
+        with self._putting:
             self._is_shut = True
-            dropped = list(self._jobs) if cancel_futures else []
-            if cancel_futures:
-                self._jobs.clear()
-            self._changed.notify_all()
-        for future, _ in dropped:
-            future.cancel()
+            for job in self._taken_out() if cancel_futures else ():
+                if isinstance(job, _Call):
+                    job.future.cancel()
+            for _ in range(self._made):
+                self._jobs.put(None)
+
+    def _taken_out(self) -> list[Job | None]:
+        found: list[Job | None] = []
+        while True:
+            try:
+                found.append(self._jobs.get_nowait())
+            except queue.Empty:
+                return found
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            _run(*job)
+        while (job := self._jobs.get()) is not None:
+            try:
+                job()
+            except BaseException:  # it answers for what it runs, so this is an error of ours
+                _log.exception("A job of the threads %s broke", self._name)
             del job  # nothing of a call is kept while the thread is idle
-
-    def _next(self) -> _Job | None:
-        with self._changed:
-            self._idle += 1
-            self._changed.wait_for(lambda: self._jobs or self._is_shut)
-            self._idle -= 1
-            return self._jobs.popleft() if self._jobs else None
+            self._idle.append(None)
 
 
-def _run(future: Future[Any], call: Callable[[], Any]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = call()
-    except BaseException as error:  # whoever waits gets it, SystemExit too
-        future.set_exception(error)
-    else:
-        future.set_result(result)
+class _Call:
+    """A job whose outcome is a future's."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self.future: Future[Any] = Future()
+
+    def __call__(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._call()
+        except BaseException as error:  # whoever waits gets it, SystemExit too
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)

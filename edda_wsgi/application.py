@@ -6,11 +6,11 @@ fork is left alone after it.
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import os
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,10 +19,12 @@ from typing import Any
 
 from flask import Flask, has_app_context
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
-from edda_engine.client import Client, Ended, cancel_with
-from edda_engine.core.ports import current_place
-from edda_engine.errors import ConfigurationError, ResultTimeoutError, StartNotCommittedError, UsageError
+from edda_engine.client import Client, cancel_with
+from edda_engine.core.ports import NewInstance, current_place
+from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, StartNotCommittedError, UsageError
+from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.completions import Completions
 from edda_engine.runtime.engine import Engine
@@ -30,7 +32,7 @@ from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe
 from edda_engine.storage import migrate
 from edda_engine.storage.database import Database, normalized_url
-from edda_engine.storage.instances import insert_instance
+from edda_engine.storage.starts import Started, insert_instance
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body
 from edda_wsgi import starts
 from edda_wsgi.environment import FlaskEnvironment
@@ -42,8 +44,7 @@ from edda_wsgi.settings import Effective
 
 _log = logging.getLogger(__name__)
 
-_FIRST_PAUSE_SECONDS = 0.01
-_LONGEST_PAUSE_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 
 everywhere: weakref.WeakSet[Application] = weakref.WeakSet()
 """Every application of this process that has edda."""
@@ -156,11 +157,37 @@ class Application:
         self.write(
             f"{workflow.name}.options(session=None).start()",
             lambda conn: insert_instance(conn, new),
-            alone=lambda: self.client.write_start(new),
+            alone=lambda: self._start_alone(new, has_made_id=options.instance_id is None),
             session=options.session,
             starts_instance=new.instance_id,
         )
         return new.instance_id
+
+    def _start_alone(self, new: NewInstance, *, has_made_id: bool) -> None:
+        """Write a start in a transaction of its own, or with what the engine of this process writes anyway."""
+        written = self._written_by_engine(new) if has_made_id else None
+        if written is None:
+            self.client.write_start(new)
+            self.wake()
+            return
+        while True:
+            try:
+                written.result(_LOOK_SECONDS)
+                return
+            except concurrent.futures.TimeoutError:
+                if not self.is_running:
+                    raise DatabaseUnavailableError(
+                        f"The engine of this process ended before it could say whether instance {new.instance_id!r} was"
+                        " started. Look for it with find_instances(), or start it again with an instance_id of your own."
+                    ) from None
+            except DBAPIError as error:
+                raise self.client.clear(error) from error
+
+    def _written_by_engine(self, new: NewInstance) -> Future[Started] | None:
+        engine, loop_thread = self._engine, self._loop_thread
+        if engine is None or loop_thread is None or not self.is_running or loop_thread.is_current:
+            return None
+        return engine.write_start(new)
 
     def write(
         self,
@@ -180,7 +207,8 @@ class Application:
             refuse_own_transaction(call, is_sqlite=self.database.is_sqlite)
             self.ensure_tables()
             alone()
-            then()
+            if starts_instance is None:
+                then()
         else:
             conn = starts.connection_of(session, self.database.engine)
             self._ensure_tables_for(conn)
@@ -234,23 +262,18 @@ class Application:
             )
         if starts.is_unsaved(instance_id):
             raise StartNotCommittedError(instance_id)
-        client = self.client
-        deadline = None if timeout is None else time.monotonic() + timeout
         ended = threading.Event()
-        pause = _FIRST_PAUSE_SECONDS
-        with self.completions.watching(instance_id, ended.set):
-            while True:
-                found = client.outcome(instance_id)
-                if isinstance(found, Ended):
-                    return found.value
-                if self._engine is not None and self._engine.is_running_here(instance_id):
-                    pause = _LONGEST_PAUSE_SECONDS  # its end is announced; looking is only the safety net
-                left = pause if deadline is None else min(pause, deadline - time.monotonic())
-                if left <= 0:
-                    raise ResultTimeoutError(instance_id, timeout or 0.0, found)
-                if not ended.wait(left):
-                    pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+        wait = ResultWait(
+            self.client, instance_id, timeout=timeout, is_running_here=self._is_running_here, wake=ended.set
+        )
+        with self.completions.watching(instance_id, wait.has_ended):
+            while (found := wait.look()) is None:
+                ended.wait(wait.seconds())
                 ended.clear()
+        return found.value
+
+    def _is_running_here(self, instance_id: str) -> bool:
+        return self._engine is not None and self._engine.is_running_here(instance_id)
 
     # The engine of this process.
 

@@ -34,8 +34,9 @@ from edda_engine.events import ReceivedEvent, check_text, event_message
 from edda_engine.runtime.probes import Probe
 from edda_engine.storage import received
 from edda_engine.storage.database import is_outage, may_be_repeated
-from edda_engine.storage.instances import insert_instance, outcome
+from edda_engine.storage.instances import outcome
 from edda_engine.storage.messages import insert_messages
+from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.workers import live_workflows
 from edda_engine.workflow import DeclaredWorkflow, StartOptions, workflows
 from edda_wsgi.application import Application

@@ -32,6 +32,11 @@ class LoopThread:
         """False after :meth:`stop`, or if the loop died."""
         return self._thread.is_alive()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread
+
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the loop, and do not wait for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
@@ -41,7 +46,7 @@ class LoopThread:
 
         :raises UsageError: called on the loop's own thread.
         """
-        if threading.current_thread() is self._thread:
+        if self.is_current:
             raise UsageError("This would block the event loop waiting for itself; call it from another thread.")
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:

@@ -14,8 +14,8 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,7 +26,6 @@ from edda_engine.core.events import EventType, Recorded, StepKey, event_json
 from edda_engine.core.failures import as_replayed, describe, encode_error
 from edda_engine.core.retrying import GiveUp, RetryPolicy, decide
 from edda_engine.errors import (
-    ActivityTimeoutError,
     Cancelled,
     LeaseLostError,
     PayloadError,
@@ -34,14 +33,18 @@ from edda_engine.errors import (
 )
 from edda_engine.hooks import WorkflowHooks
 from edda_engine.runtime import attempts
+from edda_engine.runtime.deadlines import within_time
 from edda_engine.runtime.environment import Environment
+from edda_engine.runtime.handing import resolve, run_on, tell
+from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction, refused_by_database
 from edda_engine.storage.async_engine import AsyncEngines
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.retries import RetryState
-from edda_engine.storage.units import AlreadyRecorded, Holder, LeaseLost, Outcome, Step, Unit
+from edda_engine.storage.units import AlreadyRecorded, HeldUnit, Holder, LeaseLost, Outcome, Step
 from edda_engine.storage.units import Attempt as AttemptUnit
+from edda_engine.threads import DaemonThreads
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class Workplace:
     database: Database
     async_engines: AsyncEngines
     environment: Environment
-    pool: Executor
+    threads: DaemonThreads
     hooks: WorkflowHooks
     probe: Probe
     default_policy: RetryPolicy
@@ -75,17 +78,14 @@ class RunOfStep(Protocol):
     holder: Holder
     retry_states: dict[str, RetryState]
     had_retries: bool
+    owner: Owner
 
     def next_seq(self) -> int:
         """The number of the next recorded step."""
         ...
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit."""
-        ...
-
-    async def find_recorded(self, key: StepKey) -> Recorded | None:
-        """Once the database answers: what it has of a step."""
         ...
 
     async def pause(self, seconds: float) -> None:
@@ -144,9 +144,11 @@ class StepWork:
                     step = self._completed(ending.result_json, attempt)
                     try:
                         saved = await self._commit(step)
-                    except (SQLAlchemyError, ValueError) as refused:  # ValueError: the driver cannot even send it
-                        return await self._give_up(self._unstorable(refused), GiveUp(number, exhausted=False))
+                    except Exception as refused:
+                        return await self._give_up_unsaved(refused, number)
                     return await self._conclude(attempt, saved, ending.value)
+                case attempts.Unsaved():
+                    return await self._give_up_unsaved(ending.error, number)
                 case attempts.Written():
                     return await self._conclude(attempt, ending.outcome, ending.value)
                 case attempts.Raised(error=error, is_outage=True):
@@ -155,7 +157,7 @@ class StepWork:
                         self._key.activity_id, self._run.instance_id, type(error).__name__,
                     )  # fmt: skip
                     await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
-                    recorded = await self._run.find_recorded(self._key)
+                    recorded = await self._run.owner.find_recorded(self._run.instance_id, self._key.activity_id)
                     if recorded is not None:  # the commit had succeeded, only its answer was lost
                         return self._run.answer(self._activity, recorded)
                 case attempts.Raised(error=error):
@@ -203,33 +205,39 @@ class StepWork:
             future = loop.create_task(
                 attempt.run_async(place.environment, self._args, self._kwargs, make_step), context=fresh
             )
-        else:
-            future = loop.run_in_executor(
-                place.pool, fresh.run, attempt.run, place.environment, self._args, self._kwargs, make_step
-            )
-        return attempt, await self._within_time(future, transaction)
+            return attempt, await within_time(self._activity, future, transaction)
+        future = loop.create_future()
 
-    async def _within_time(
-        self, future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction
-    ) -> attempts.Ending:
-        limit = self._activity.timeout_seconds
-        if limit is None:
-            return await _uninterrupted(future, transaction)
-        try:
-            done, _ = await asyncio.wait({future}, timeout=limit)
-        except asyncio.CancelledError:
-            return await _given_up(future, transaction)
-        if done:
-            return future.result()
-        late = ActivityTimeoutError(self._activity.name, limit)
-        if isinstance(future, asyncio.Task):
-            future.cancel()
-            ending = await _uninterrupted(future, transaction)
-            return ending if not isinstance(ending, attempts.Raised) else attempts.Raised(late)
-        if not transaction.refuse():
-            return await _uninterrupted(future, transaction)  # it is committing: that counts
-        await asyncio.to_thread(transaction.terminate_backend)
-        return attempts.Raised(late)
+        def job() -> None:
+            try:
+                ending = fresh.run(attempt.run, place.environment, self._args, self._kwargs, make_step)
+                if isinstance(ending, attempts.Returned):
+                    self._hand_over(attempt, ending, future)
+                else:
+                    tell(loop, future, ending)
+            except BaseException as error:  # an error of ours, or of a probe: the body meets it
+                tell(loop, future, error)
+
+        place.threads.put(job)
+        return attempt, await within_time(self._activity, future, transaction)
+
+    def _hand_over(
+        self, attempt: attempts.Attempt, returned: attempts.Returned, future: asyncio.Future[attempts.Ending]
+    ) -> None:
+        """On the activity's thread: the step goes straight to the committer, without a turn of the loop between."""
+        if not attempt.transaction.hand_over():
+            return  # it was refused, and nobody waits for it
+
+        def written(outcome: Outcome | BaseException) -> None:
+            if isinstance(outcome, BaseException):
+                resolve(future, attempts.Unsaved(outcome))
+                return
+            self._place.probe("step.after_commit")
+            resolve(future, attempts.Written(outcome, returned.value))
+
+        step = self._completed(returned.result_json, attempt)
+        self._place.probe("step.before_commit")
+        self._run.owner.put(step, written)
 
     async def _conclude(self, attempt: attempts.Attempt, outcome: Outcome, value: Any) -> Any:
         if isinstance(outcome, LeaseLost):
@@ -265,6 +273,14 @@ class StepWork:
             raise error
         assert metadata is not None
         raise exhausted_error(self._activity.name, metadata) from error
+
+    async def _give_up_unsaved(self, error: BaseException, number: int) -> Any:
+        """The activity has returned, and its step cannot be written."""
+        if is_outage(error):  # only when the worker stops while the database is away
+            raise LeaseLostError("The worker stopped before this step could be saved.") from error
+        if not isinstance(error, (SQLAlchemyError, ValueError)):  # ValueError: the driver cannot even send it
+            raise error
+        return await self._give_up(self._unstorable(error), GiveUp(number, exhausted=False))
 
     async def _record_attempt(self, error: BaseException, delay: float) -> None:
         number = self._state.attempts + 1
@@ -343,9 +359,7 @@ class StepWork:
                     if inspect.isawaitable(called):
                         await called
                 else:
-                    await asyncio.get_running_loop().run_in_executor(
-                        self._place.pool, self._call_in_application, callback
-                    )
+                    await run_on(self._place.threads, partial(self._call_in_application, callback))
             except (Exception, SystemExit, KeyboardInterrupt):  # the edge of user code: the step stays durable
                 _log.exception(
                     "A post-commit callback of %s of %s failed", self._key.activity_id, self._run.instance_id
@@ -367,21 +381,3 @@ def exhausted_error(activity_name: str, metadata: dict[str, Any]) -> RetryExhaus
         duration_seconds=metadata["total_duration_ms"] / 1000,
         errors=[f"{entry['error_type']}: {entry['message']}" for entry in metadata["errors"]],
     )
-
-
-async def _uninterrupted(future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction) -> attempts.Ending:
-    """Wait for an attempt to end."""
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        return await _given_up(future, transaction)
-
-
-async def _given_up(future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction) -> attempts.Ending:
-    """The body no longer waits for this attempt. Unless it is committing already, nothing of it may be saved.
-
-    :raises asyncio.CancelledError: it will not be saved.
-    """
-    if transaction.refuse():
-        raise asyncio.CancelledError
-    return await asyncio.shield(future)

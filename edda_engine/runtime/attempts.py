@@ -25,7 +25,7 @@ from edda_engine.errors import LeaseLostError, UsageError
 from edda_engine.runtime.environment import Environment, Sessions
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction
-from edda_engine.storage.instances import insert_instance
+from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.units import Outcome, Step
 
 _log = logging.getLogger(__name__)
@@ -50,6 +50,13 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsaved:
+    """The activity returned and used no session, and the database refuses its step."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
 class Raised:
     """The attempt failed; what it wrote is rolled back. *is_outage*: the database's fault, not the activity's."""
 
@@ -57,7 +64,7 @@ class Raised:
     is_outage: bool = False
 
 
-Ending = Returned | Written | Raised
+Ending = Returned | Written | Unsaved | Raised
 
 
 class Attempt:

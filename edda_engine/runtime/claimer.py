@@ -102,6 +102,11 @@ class Claimer:
         """Look for due instances now: another process has told all workers. Call on the loop."""
         self._woken.set()
 
+    def doubt(self) -> None:
+        """This worker may hold instances that it does not know of: they are handed back. Call on the loop."""
+        self._has_outage = True
+        self.hear()
+
     def wake_in(self, seconds: float) -> None:
         """Look after so many seconds: something will be due then. Call on the loop."""
         self._alarm.ring_in(seconds + _MARGIN_SECONDS)

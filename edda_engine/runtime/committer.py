@@ -1,9 +1,10 @@
-"""The committer: one thread that writes the steps of all workflows of this process, together.
+"""The committer: one thread that writes the steps and starts of all workflows of this process, together.
 
 How it thinks. Whatever is ready when the thread looks becomes one transaction, so a commit costs the same for
 one step as for a hundred. While the database is away it keeps what it has and tries again; every unit carries
 its lease, so a late success can do no harm. A unit that the database refuses must not take the others down:
-then each is written by itself, and the bad one gets its error.
+then each is written by itself, and the bad one gets its error. Who starts an instance is waited for by a request
+perhaps, and is told at once that the database is away.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from edda_engine.runtime.handing import resolve
 from edda_engine.runtime.probes import Probe, no_probe
-from edda_engine.storage.commit import BatchOutcome, Busy, Outcome, Unit, commit_units
-from edda_engine.storage.database import Database, may_be_repeated
+from edda_engine.storage.commit import BatchOutcome, Busy, HeldUnit, Outcome, Start, Unit, commit_units
+from edda_engine.storage.database import Database, is_outage, may_be_repeated
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +30,14 @@ MAX_BATCH = 500
 _BUSY_SECONDS = 0.005
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
-_Job = tuple[Unit, "asyncio.Future[Outcome]"]
+Resolve = Callable[[Any], None]
+"""Called on the loop with what became of a unit: its outcome, or an exception."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    unit: Unit
+    resolve: Resolve
 
 
 class Committer:
@@ -47,15 +59,19 @@ class Committer:
         self._thread = threading.Thread(target=self._work, name="edda-committer", daemon=True)
         self._thread.start()
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit and say what became of it.
 
         :raises Exception: the database, or its driver, refuses this unit.
         """
         assert self._loop is not None
         future: asyncio.Future[Outcome] = self._loop.create_future()
-        self._queue.put((unit, future))
+        self.put(unit, partial(resolve, future))
         return await future
+
+    def put(self, unit: Unit, resolve: Resolve) -> None:
+        """Write one unit, and tell on the loop what became of it; from any thread."""
+        self._queue.put(_Job(unit, resolve))
 
     async def stop(self) -> None:
         """Write what is queued, then end the thread. While the database is away, what is queued is given up."""
@@ -87,10 +103,10 @@ class Committer:
 
     def _put_busy_back(
         self, batch: list[_Job], outcomes: list[BatchOutcome | BaseException]
-    ) -> tuple[list[_Job], list[Outcome | BaseException]]:
+    ) -> tuple[list[_Job], list[BatchOutcome | BaseException]]:
         """Units whose instance somebody else has locked are tried again a moment later; the others do not wait."""
         answered: list[_Job] = []
-        answers: list[Outcome | BaseException] = []
+        answers: list[BatchOutcome | BaseException] = []
         for job, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Busy):
                 self._later(job)
@@ -108,13 +124,20 @@ class Committer:
         asyncio.get_running_loop().call_later(_BUSY_SECONDS, self._queue.put, job)
 
     def _write(self, batch: list[_Job]) -> list[BatchOutcome | BaseException]:
-        units = [unit for unit, _ in batch]
+        units = [job.unit for job in batch]
         try:
             return list(self._write_together(units))
         except Exception as error:  # not the database's only: a value that its driver cannot even send
-            if may_be_repeated(error) or len(units) == 1:
+            if len(units) == 1 or (may_be_repeated(error) and self._stopping.is_set()):
                 return [error] * len(units)
+            if is_outage(error):
+                return self._write_all_but_starts(batch, error)
         return [self._write_alone(unit) for unit in units]
+
+    def _write_all_but_starts(self, batch: list[_Job], outage: Exception) -> list[BatchOutcome | BaseException]:
+        rest = [job for job in batch if not isinstance(job.unit, Start)]
+        written = iter(self._write(rest) if rest else [])
+        return [outage if isinstance(job.unit, Start) else next(written) for job in batch]
 
     def _write_alone(self, unit: Unit) -> BatchOutcome | BaseException:
         try:
@@ -133,6 +156,8 @@ class Committer:
             except Exception as error:
                 if not may_be_repeated(error) or self._stopping.is_set():
                     raise
+                if is_outage(error) and any(isinstance(unit, Start) for unit in units):
+                    raise
                 if attempt == 0:
                     _log.warning(
                         "The database does not answer; %s steps wait to be saved: %s", len(units), _first_line(error)
@@ -146,7 +171,7 @@ class Committer:
                 self.units += len(units)
                 return outcomes
 
-    def _answer(self, batch: list[_Job], outcomes: list[Outcome | BaseException]) -> None:
+    def _answer(self, batch: list[_Job], outcomes: list[BatchOutcome | BaseException]) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(_deliver, batch, outcomes)
@@ -154,14 +179,9 @@ class Committer:
             _log.debug("The loop is closed; nobody waits for these steps any more.")
 
 
-def _deliver(batch: list[_Job], outcomes: list[Outcome | BaseException]) -> None:
-    for (_, future), outcome in zip(batch, outcomes, strict=True):
-        if future.cancelled():
-            continue
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+def _deliver(batch: list[_Job], outcomes: list[BatchOutcome | BaseException]) -> None:
+    for job, outcome in zip(batch, outcomes, strict=True):
+        job.resolve(outcome)
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,6 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edda_engine.core.status import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an instance ended, as it was written."""
+
+    workflow_name: str
+    status: Status
+    output_json: str | None
+    error_json: str | None
+
+
+Watcher = Callable[[Ending | None], None]
+"""Called with how it ended, or with ``None`` when the database has to be asked."""
 
 
 class Completions:
@@ -12,10 +29,10 @@ class Completions:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[str, list[Callable[[], None]]] = {}
+        self._waiting: dict[str, list[Watcher]] = {}
 
     @contextmanager
-    def watching(self, instance_id: str, callback: Callable[[], None]) -> Iterator[None]:
+    def watching(self, instance_id: str, callback: Watcher) -> Iterator[None]:
         """While inside, *callback* is called when the instance ends in this process."""
         with self._lock:
             self._waiting.setdefault(instance_id, []).append(callback)
@@ -28,11 +45,11 @@ class Completions:
                 if not callbacks:
                     del self._waiting[instance_id]
 
-    def announce(self, instance_id: str) -> None:
+    def announce(self, instance_id: str, ending: Ending | None = None) -> None:
         """Call those who wait for this instance."""
         if not self._waiting:
             return
         with self._lock:
             callbacks = list(self._waiting.get(instance_id, ()))
         for callback in callbacks:
-            callback()
+            callback(ending)

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
 
+from edda_engine.core.ports import NewInstance
 from edda_engine.hooks import HooksBase, WorkflowHooks
 from edda_engine.outbox.publishers import load_publisher
 from edda_engine.retry import DEFAULT_RETRY
@@ -24,6 +26,7 @@ from edda_engine.runtime.executor import Executor
 from edda_engine.runtime.leases import Leases
 from edda_engine.runtime.liveness import Liveness
 from edda_engine.runtime.notifier import Notifier
+from edda_engine.runtime.past import Past
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.runtime.processes import new_worker_id
 from edda_engine.runtime.recovery import Recovery
@@ -35,10 +38,13 @@ from edda_engine.runtime.watch import LoopWatch
 from edda_engine.settings import EngineSettings
 from edda_engine.storage import migrate, outbox
 from edda_engine.storage.async_engine import AsyncEngines
+from edda_engine.storage.commit import Refused, Start, Started
 from edda_engine.storage.database import Database, is_outage
+from edda_engine.storage.instances import Lease
 from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL
 from edda_engine.threads import DaemonThreads
 from edda_engine.version import __version__
+from edda_engine.workflow import workflows
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +71,7 @@ class Engine:
         self.is_ready = asyncio.Event()
         self._database, self._settings = database, settings
         self._async_engines = AsyncEngines(database.engine)
-        self._pool = DaemonThreads(settings.threads, name="edda-activity")
+        self._threads = DaemonThreads(settings.threads, name="edda-activity")
         self._service = ServiceThread(database)
         self._notifier = notifier or Notifier(lambda: database)
         self.committer = Committer(database, probe=probe)
@@ -93,7 +99,7 @@ class Engine:
             database=database,
             async_engines=self._async_engines,
             environment=environment or PlainEnvironment(),
-            pool=self._pool,
+            threads=self._threads,
             hooks=hooks or HooksBase(),
             probe=probe,
             default_policy=settings.default_retry_policy or DEFAULT_RETRY,
@@ -156,6 +162,43 @@ class Engine:
     def wake(self) -> bool:
         """Look for work now; safe from any thread. False if this worker takes none, not yet or not any more."""
         return self._claiming is not None and self._soon(self._claimer.wake)
+
+    def write_start(self, new: NewInstance) -> Future[Started] | None:
+        """Write a start together with whatever else is to be written, and begin it here if there is room.
+
+        Only for an id that was made for it: one that somebody chose may be written elsewhere at the same time, and
+        the writer of all would wait for that. Safe from any thread.
+
+        :returns: ``None`` if this worker writes no starts now: it is not ready, or is stopping.
+        """
+        if self._stopped or self._loop is None or not self.is_ready.is_set():
+            return None
+        is_due = not new.delay_seconds and new.start_at is None
+        is_ours = new.service == self._settings.service_name and workflows.get(new.workflow_name) is not None
+        room = self._settings.max_running - len(self.executor.held)
+        begins_here = is_due and is_ours and self.executor.promises.give(room=room)
+        written: Future[Started] = Future()
+        self.committer.put(
+            Start(new, self.worker_id if begins_here else None),
+            partial(self._was_started, written, begins_here=begins_here),
+        )
+        return written
+
+    def _was_started(self, written: Future[Started], outcome: Any, *, begins_here: bool) -> None:
+        if begins_here:
+            self.executor.promises.end()
+        match outcome:
+            case Started(lease=Lease() as lease):
+                self.executor.take(lease, Past())
+                written.set_result(outcome)
+            case Started():
+                self._claimer.wake()
+                written.set_result(outcome)
+            case Refused(error=error):
+                written.set_exception(error)
+            case _:
+                self._claimer.doubt()  # it may have been written all the same, and be claimed by this worker
+                written.set_exception(outcome)
 
     def notify_others(self, service: str) -> None:
         """Let the workers of *service* in other processes look for work, or of all if it is empty; from any thread."""
@@ -220,7 +263,7 @@ class Engine:
         await self._liveness.stop()
         await asyncio.to_thread(self._notifier.close)
         self._service.close()
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
         await self._async_engines.close()
         self._database.close()
         _log.info("Worker %s has stopped", self.worker_id)

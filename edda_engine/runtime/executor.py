@@ -28,23 +28,25 @@ from edda_engine.errors import (
     Suspended,
 )
 from edda_engine.runtime.activities import Workplace
-from edda_engine.runtime.committer import Committer
-from edda_engine.runtime.completions import Completions
+from edda_engine.runtime.committer import Committer, Resolve
+from edda_engine.runtime.completions import Completions, Ending
 from edda_engine.runtime.draining import drain, let_go
 from edda_engine.runtime.past import Past
+from edda_engine.runtime.promises import Promises
 from edda_engine.runtime.run import Run
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.transactions import refused_by_database
 from edda_engine.storage import history, instances, waits
 from edda_engine.storage.database import is_outage
 from edda_engine.storage.instances import Lease
-from edda_engine.storage.units import AlreadyRecorded, Block, End, LeaseLost, Outcome, Saved, Unit, Wait
+from edda_engine.storage.units import AlreadyRecorded, Block, End, HeldUnit, LeaseLost, Outcome, Saved, Wait
 from edda_engine.workflow import workflows
 
 _log = logging.getLogger(__name__)
 
 NEWER_VERSION_PAUSE_SECONDS = 30.0
 BROKEN_RUN_PAUSE_SECONDS = 5.0
+_LOOK_SECONDS = 0.01
 
 
 class Executor:
@@ -68,6 +70,7 @@ class Executor:
         self._committer, self._service, self._completions = committer, service, completions
         self._max_parked, self._wake_claimer, self._wake_claimer_in = max_parked, wake_claimer, wake_claimer_in
         self.held: dict[str, Run] = {}
+        self.promises = Promises()
         self._parked: OrderedDict[str, Run] = OrderedDict()
         self._wanted_back: set[str] = set()
         self._driving: set[asyncio.Task[None]] = set()
@@ -148,6 +151,7 @@ class Executor:
         :param handed_back: Called each time that others can go on with something.
         """
         self.is_draining = True
+        self.promises.close()
 
         async def release_all_but(held: list[str]) -> None:
             try:
@@ -160,15 +164,23 @@ class Executor:
                 handed_back()
 
         let_go(self._parked, list(self._parked))
-        await drain(self.held, seconds=timeout, release_all_but=release_all_but)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while self.promises.count and loop.time() < deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
+        await drain(self.held, seconds=deadline - loop.time(), release_all_but=release_all_but)
         if self._driving:
             await asyncio.wait(set(self._driving), timeout=1.0)
 
     # What a run asks (runtime.owner.Owner).
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit."""
         return await self._committer.commit(unit)
+
+    def put(self, unit: HeldUnit, resolve: Resolve) -> None:
+        """Write one unit, and tell on the loop what became of it; from any thread."""
+        self._committer.put(unit, resolve)
 
     async def find_recorded(self, instance_id: str, activity_id: str) -> Recorded | None:
         """Once the database answers: what it has of a step."""
@@ -360,7 +372,7 @@ class Executor:
         if run.had_mail:
             self._wake_claimer()  # what it had from queues goes to others
         for waited_for in {run.instance_id, run.mailbox}:  # who started a chain of recurrences waits for its end
-            self._completions.announce(waited_for)
+            self._completions.announce(waited_for, _ending_of(run, end))
 
     async def _block(self, run: Run, mismatch: NonDeterminismError) -> None:
         _log.error("%s", mismatch)
@@ -378,3 +390,10 @@ class Executor:
         for task in list(run._tasks):
             task.cancel()
         self._has_room()
+
+
+def _ending_of(run: Run, end: End) -> Ending | None:
+    """What those who wait are told; of a chain of recurrences, and why an instance was cancelled, the database tells."""
+    if end.status in (Status.COMPLETED, Status.FAILED):
+        return Ending(run.workflow_name, end.status, end.output_json, end.error_json)
+    return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from edda_engine.core.events import Recorded
-from edda_engine.storage.units import Outcome, Unit
+from edda_engine.runtime.committer import Resolve
+from edda_engine.storage.units import HeldUnit, Outcome
 
 if TYPE_CHECKING:
     from edda_engine.runtime.run import Run
@@ -16,8 +17,12 @@ class Owner(Protocol):
 
     is_draining: bool
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit."""
+        ...
+
+    def put(self, unit: HeldUnit, resolve: Resolve) -> None:
+        """Write one unit, and tell on the loop what became of it; from any thread."""
         ...
 
     async def find_recorded(self, instance_id: str, activity_id: str) -> Recorded | None:

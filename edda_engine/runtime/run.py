@@ -35,7 +35,7 @@ from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever
 from edda_engine.storage.instances import Lease
-from edda_engine.storage.units import Holder, LeaseLost, Outcome, PutBack, Step, Successor, Unit
+from edda_engine.storage.units import HeldUnit, Holder, LeaseLost, Outcome, PutBack, Step, Successor
 from edda_engine.workflow import DeclaredWorkflow
 
 _log = logging.getLogger(__name__)
@@ -75,12 +75,12 @@ class Run:
         self.is_ending = False
         self.body: asyncio.Task[Any] | None = None
         self._seq = itertools.count(past.last_seq + 1)
-        self._workplace, self._owner = workplace, owner
+        self._workplace, self.owner = workplace, owner
         self._busy = 0
         self._turn = 0
         self.pauses = Pauses()
         self._calls = Body(self)
-        self._unsaved: list[Callable[[Holder], Unit]] = []
+        self._unsaved: list[Callable[[Holder], HeldUnit]] = []
         self._resumed = asyncio.Event()
         self._refusals = 0
         self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -136,7 +136,7 @@ class Run:
         """Return at once while the lease is ours; a parked body that goes on by itself waits for a new one."""
         while self.is_parked:
             self._resumed.clear()
-            self._owner.wants_back(self)
+            self.owner.wants_back(self)
             await self._resumed.wait()
 
     async def save_values(self) -> None:
@@ -147,7 +147,7 @@ class Run:
         async with self._saving:
             unsaved, self._unsaved = self._unsaved, []
             units = [make_unit(self.holder) for make_unit in unsaved]
-            for outcome in await asyncio.gather(*(self._owner.commit(unit) for unit in units)):
+            for outcome in await asyncio.gather(*(self.owner.commit(unit) for unit in units)):
                 if isinstance(outcome, LeaseLost):
                     raise LeaseLostError("Another worker owns this instance now.")
             if any(isinstance(unit, PutBack) for unit in units):
@@ -182,7 +182,7 @@ class Run:
         about: str | None = None,
         activity_id: str | None = None,
         arguments: Callable[[], Any] | None = None,
-        given_up: Callable[[StepKey], Callable[[Holder], Unit]] | None = None,
+        given_up: Callable[[StepKey], Callable[[Holder], HeldUnit]] | None = None,
         is_race: bool = False,
     ) -> Any:
         """Number a call now and hand out what comes of it: its recorded answer, or what *work* brings.
@@ -215,7 +215,7 @@ class Run:
         if self.fate is not None:
             raise self.fate
 
-    def write_later(self, make_unit: Callable[[Holder], Unit]) -> None:
+    def write_later(self, make_unit: Callable[[Holder], HeldUnit]) -> None:
         """Write this before anything happens that may depend on it."""
         self._unsaved.append(make_unit)
 
@@ -233,13 +233,9 @@ class Run:
         """The number of the next recorded step."""
         return next(self._seq)
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit."""
-        return await self._owner.commit(unit)
-
-    async def find_recorded(self, key: StepKey) -> Recorded | None:
-        """Once the database answers: what it has of a step."""
-        return await self._owner.find_recorded(self.instance_id, key.activity_id)
+        return await self.owner.commit(unit)
 
     async def pause(self, seconds: float) -> None:
         """Wait before the next attempt; a long pause may give the lease back meanwhile.
@@ -250,7 +246,7 @@ class Run:
             await self.pauses.short(seconds)
         else:
             await self._long_pause(seconds, status=Status.WAITING_FOR_TIMER, asks=None)
-        if self._owner.is_draining and self.fate is None:
+        if self.owner.is_draining and self.fate is None:
             await self._long_pause(None, status=Status.WAITING_FOR_TIMER, asks=None)  # no attempt begins any more
         if self.fate is not None:
             raise self.fate
@@ -307,7 +303,7 @@ class Run:
 
     async def _race(self, key: StepKey, work: Callable[[StepKey], Coroutine[Any, Any, Any]]) -> Any:
         self.refuse_if_sealed()
-        if self._owner.is_draining or current_line().past is not None:
+        if self.owner.is_draining or current_line().past is not None:
             await no_further()
         value = await work(key)
         self.refuse_if_sealed()
@@ -317,10 +313,10 @@ class Run:
         self,
         key: StepKey,
         work: Callable[[StepKey], Coroutine[Any, Any, Any]],
-        given_up: Callable[[StepKey], Callable[[Holder], Unit]],
+        given_up: Callable[[StepKey], Callable[[Holder], HeldUnit]],
     ) -> Any:
         self.refuse_if_sealed()
-        if self._owner.is_draining or current_line().past is not None:
+        if self.owner.is_draining or current_line().past is not None:
             await no_further()  # nothing new is begun; the instance, if anything, goes on elsewhere
         try:
             await self.until_held()
@@ -340,7 +336,7 @@ class Run:
             raise self.fate
         return value
 
-    def _given_up(self, name: str, key: StepKey) -> Callable[[Holder], Unit]:
+    def _given_up(self, name: str, key: StepKey) -> Callable[[Holder], HeldUnit]:
         event, seq = event_json(name), self.next_seq()
         return lambda holder: Step(holder, key, seq, EventType.ACTIVITY_CANCELLED, event)
 
@@ -375,7 +371,7 @@ class Run:
 
         def look() -> None:
             if turn == self._turn and self.is_idle and not self.is_parked:
-                self._owner.has_gone_idle(self)
+                self.owner.has_gone_idle(self)
 
         asyncio.get_running_loop().call_later(IDLE_AFTER_SECONDS, look)
 

@@ -25,6 +25,7 @@ from edda_engine.runtime.branches import Line, PastOnly, current_line
 from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet
 from edda_engine.storage.units import (
     AlreadyRecorded,
+    HeldUnit,
     Holder,
     LeaseLost,
     Open,
@@ -35,7 +36,6 @@ from edda_engine.storage.units import (
     Step,
     Subscribe,
     Take,
-    Unit,
 )
 
 _STATUSES = {
@@ -67,7 +67,7 @@ class TalkingRun(Protocol):
         about: str | None = None,
         activity_id: str | None = None,
         arguments: Callable[[], Any] | None = None,
-        given_up: Callable[[StepKey], Callable[[Holder], Unit]] | None = None,
+        given_up: Callable[[StepKey], Callable[[Holder], HeldUnit]] | None = None,
         is_race: bool = False,
     ) -> Any:
         """Number a call now and hand out what comes of it."""
@@ -77,7 +77,7 @@ class TalkingRun(Protocol):
         """The number of the next recorded step."""
         ...
 
-    async def commit(self, unit: Unit) -> Outcome:
+    async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit."""
         ...
 
@@ -89,7 +89,7 @@ class TalkingRun(Protocol):
         """The instance is cancelled."""
         ...
 
-    def write_later(self, make_unit: Callable[[Holder], Unit]) -> None:
+    def write_later(self, make_unit: Callable[[Holder], HeldUnit]) -> None:
         """Write this before anything happens that may depend on it."""
         ...
 
@@ -131,7 +131,7 @@ class Talking:
         async def work(key: StepKey) -> Any:
             return answer(await self._until_over(about, request, key))
 
-        def given_up(key: StepKey) -> Callable[[Holder], Unit]:
+        def given_up(key: StepKey) -> Callable[[Holder], HeldUnit]:
             return self._withdrawal(key, about)
 
         return run.call(function_name, work, answer, about=about, activity_id=activity_id, given_up=given_up)
@@ -292,13 +292,13 @@ class Talking:
         self._checked(await self._run.commit(step))
         raise refused.error
 
-    def _withdrawal(self, key: StepKey, about: str) -> Callable[[Holder], Unit]:
+    def _withdrawal(self, key: StepKey, about: str) -> Callable[[Holder], HeldUnit]:
         run, seq = self._run, self._run.next_seq()
         event = event_json(about)
         return lambda holder: PutBack(Step(holder, key, seq, EventType.WAIT_WITHDRAWN, event), run.mailbox)
 
 
-async def _written(run: TalkingRun, unit: Unit) -> Outcome:
+async def _written(run: TalkingRun, unit: HeldUnit) -> Outcome:
     """Write to the end, even when cancelled meanwhile: what was taken must be known before it is given up."""
 
     async def write() -> Outcome:

@@ -101,6 +101,14 @@ class AttemptTransaction:
                 raise
         return self._connection
 
+    def hand_over(self) -> bool:
+        """The step, which used no session, goes to the committer. False if the attempt was refused before."""
+        with self._lock:
+            if self._state is not _State.OPEN:
+                return False
+            self._state = _State.COMMITTING
+            return True
+
     def commit(self, step: Step) -> Outcome:
         """Write the history row and commit; on any other outcome than :class:`Saved` all is rolled back.
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, func, insert, literal, null, select, update
+from sqlalchemy import Connection, Float, Select, bindparam, func, insert, literal, null, select, update
 
 from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
 from edda_engine.storage import channels, history, messages, outbox, retries, taking, waits
+from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import instances
+from edda_engine.storage.starts import Started, insert_instances
 from edda_engine.storage.types import clock, clock_plus
 from edda_engine.storage.units import (
     AlreadyRecorded,
@@ -25,6 +29,7 @@ from edda_engine.storage.units import (
     Block,
     Busy,
     End,
+    HeldUnit,
     Holder,
     LeaseLost,
     Open,
@@ -32,6 +37,7 @@ from edda_engine.storage.units import (
     PutBack,
     Refused,
     Saved,
+    Start,
     Step,
     Subscribe,
     Successor,
@@ -41,8 +47,8 @@ from edda_engine.storage.units import (
 )
 
 __all__ = [
-    "AlreadyRecorded", "Attempt", "BatchOutcome", "Block", "Busy", "End", "Holder", "LeaseLost", "Open", "Outcome",
-    "PutBack", "Refused", "Saved", "Step", "Subscribe", "Successor", "Take", "Unit", "Wait", "commit_step",
+    "AlreadyRecorded", "Attempt", "BatchOutcome", "Block", "Busy", "End", "HeldUnit", "Holder", "LeaseLost", "Open", "Outcome",
+    "PutBack", "Refused", "Saved", "Start", "Started", "Step", "Subscribe", "Successor", "Take", "Unit", "Wait", "commit_step",
     "commit_units",
 ]  # fmt: skip
 
@@ -55,7 +61,26 @@ _Key = tuple[str, str]
 
 
 def commit_units(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome]:
-    """Write units of any instances; the outcome of each, in order. Waits for no lock of another transaction."""
+    """Write units of any instances; the outcome of each, in order. Waits for no lock of another transaction.
+
+    For a :class:`Start` that holds if nobody else may start an instance of the same id.
+    """
+    starts = [unit for unit in units if isinstance(unit, Start)]
+    started = iter(_commit_starts(conn, starts))
+    written = iter(_commit_held(conn, [unit for unit in units if not isinstance(unit, Start)]))
+    return [next(started) if isinstance(unit, Start) else next(written) for unit in units]
+
+
+def _commit_starts(conn: Connection, starts: Sequence[Start]) -> list[BatchOutcome]:
+    if not starts:
+        return []
+    found = insert_instances(conn, [(unit.new, unit.claimed_by) for unit in starts])
+    return [each if isinstance(each, Started) else Refused(each) for each in found]
+
+
+def _commit_held(conn: Connection, units: Sequence[HeldUnit]) -> list[BatchOutcome]:
+    if not units:
+        return []
     held = _held(conn, units, waits=False)
     missing = {unit.holder.instance_id for unit in units} - held.keys()
     locked = (
@@ -67,7 +92,7 @@ def commit_units(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome]:
     ]
 
 
-def _write_units(conn: Connection, units: Sequence[Unit], held: _Held) -> list[Outcome]:
+def _write_units(conn: Connection, units: Sequence[HeldUnit], held: _Held) -> list[Outcome]:
     valid = [unit for unit in units if _is_held(unit.holder, held)]
     steps = [unit for unit in valid if isinstance(unit, Step)]
     recorded_before = _commit_steps(conn, steps)
@@ -111,18 +136,31 @@ def commit_step(conn: Connection, step: Step) -> Outcome:
     return _write_units(conn, [step], _held(conn, [step], waits=True))[0]
 
 
-def _held(conn: Connection, units: Sequence[Unit], *, waits: bool) -> _Held:
+def _held(conn: Connection, units: Sequence[HeldUnit], *, waits: bool) -> _Held:
     """Lock the instances and read who holds them; without waiting, those that others have locked are left out.
 
     In the order of their ids, as every statement that locks several does: no two wait for each other.
     """
-    query = (
+    only_reads = all(isinstance(unit, (Step, Attempt)) for unit in units)
+    ids = {unit.holder.instance_id for unit in units}
+    rows = conn.execute(_LOCK[only_reads, waits].on(conn), {"ids": list(ids)})
+    return {row[0]: (row[1], row[2], bool(row[3])) for row in rows}
+
+
+def _lock(dialect: str, *, only_reads: bool, waits: bool) -> Select[Any]:
+    return (
         select(_C.instance_id, _C.locked_by, _C.lock_epoch, _C.cancel_requested_at.is_not(None))
-        .where(_C.instance_id.in_({unit.holder.instance_id for unit in units}))
+        .where(is_one_of(dialect, _C.instance_id, "ids"))
         .order_by(_C.instance_id)
-        .with_for_update(read=all(isinstance(unit, (Step, Attempt)) for unit in units), skip_locked=not waits)
+        .with_for_update(read=only_reads, skip_locked=not waits)
     )
-    return {row[0]: (row[1], row[2], bool(row[3])) for row in conn.execute(query)}
+
+
+_LOCK = {
+    (only_reads, waits): Prepared(partial(_lock, only_reads=only_reads, waits=waits))
+    for only_reads in (False, True)
+    for waits in (False, True)
+}
 
 
 def _is_held(holder: Holder, held: _Held) -> bool:
@@ -186,25 +224,27 @@ _RELEASE = (
 _RELEASE_UNTIL = _RELEASE.values(wake_at=clock_plus(bindparam("delay", type_=Float)))
 
 
+_END = (
+    update(instances)
+    .where(_C.instance_id == bindparam("id"))
+    .values(
+        status=bindparam("new_status"),
+        output=bindparam("new_output", type_=_C.output.type),
+        error=bindparam("new_error", type_=_C.error.type),
+        locked_by=None,
+        lock_expires_at=None,
+        wake_at=None,
+        updated_at=clock(),
+        completed_at=clock(),
+    )
+)
+
+
 def _commit_ends(conn: Connection, ends: Sequence[End]) -> None:
     if not ends:
         return
-    statement = (
-        update(instances)
-        .where(_C.instance_id == bindparam("id"))
-        .values(
-            status=bindparam("new_status"),
-            output=bindparam("new_output", type_=_C.output.type),
-            error=bindparam("new_error", type_=_C.error.type),
-            locked_by=None,
-            lock_expires_at=None,
-            wake_at=None,
-            updated_at=clock(),
-            completed_at=clock(),
-        )
-    )
     conn.execute(
-        statement,
+        _END,
         [
             {
                 "id": end.holder.instance_id,

@@ -6,29 +6,47 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, Integer, Text, cast, delete, func, select, text, update
 
 from edda_engine.core.codec import parse
 from edda_engine.core.events import EventType, HistoryEvent, Recorded
 from edda_engine.storage.keys import among
+from edda_engine.storage.prepared import Columns, Prepared, as_rows, given_rows, insert_for, is_one_of
 from edda_engine.storage.schema import history
 from edda_engine.storage.types import clock
 
 _C = history.c
+_STEP: Columns = {
+    "instance_id": Text,
+    "activity_id": Text,
+    "seq": Integer,
+    "branch": Text,
+    "position": Integer,
+    "event_type": Text,
+    "event_data": Text,
+    "format": Integer,
+}
 _RECORDED = (_C.instance_id, _C.activity_id, _C.branch, _C.position, _C.event_type, _C.event_data, _C.format, _C.seq)
+
+
+@Prepared
+def _INSERT(dialect: str) -> Any:
+    given = given_rows(dialect, "rows", _STEP)
+    values: list[ColumnElement[Any]] = [given.c[name] for name in _STEP]
+    if dialect == "postgresql":  # SQLite would make a number of it
+        values = [cast(given.c[name], _C.event_data.type) if name == "event_data" else given.c[name] for name in _STEP]
+    return (
+        insert_for(dialect)(history)
+        # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
+        .from_select([*_STEP, "created_at"], select(*values, clock()).where(text("1 = 1")), include_defaults=False)
+        .on_conflict_do_nothing(index_elements=["instance_id", "activity_id"])
+        .returning(_C.instance_id, _C.activity_id)
+    )
 
 
 def insert_steps(conn: Connection, rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
     """Write steps; returns the keys of those that were not recorded before."""
-    dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-    statement = (
-        dialect_insert(history)
-        .values(created_at=clock())
-        .on_conflict_do_nothing(index_elements=["instance_id", "activity_id"])
-        .returning(_C.instance_id, _C.activity_id)
-    )
-    return {(row[0], row[1]) for row in conn.execute(statement, rows)}
+    return {(row[0], row[1]) for row in conn.execute(_INSERT.on(conn), {"rows": as_rows(rows)})}
 
 
 def replace_step(conn: Connection, key: tuple[str, str], event_type: EventType, event_json: str) -> None:
@@ -40,11 +58,16 @@ def replace_step(conn: Connection, key: tuple[str, str], event_type: EventType, 
     )
 
 
+@Prepared
+def _LOAD(dialect: str) -> Any:
+    of_instances = is_one_of(dialect, _C.instance_id, "ids")
+    return select(*_RECORDED).where(of_instances).order_by(_C.instance_id, _C.seq)
+
+
 def load(conn: Connection, instance_ids: Collection[str]) -> dict[str, tuple[list[Recorded], int]]:
     """The recorded steps of instances, and the last ``seq`` of each."""
     found: dict[str, tuple[list[Recorded], int]] = defaultdict(lambda: ([], 0))
-    query = select(*_RECORDED).where(_C.instance_id.in_(instance_ids)).order_by(_C.instance_id, _C.seq)
-    for row in conn.execute(query):
+    for row in conn.execute(_LOAD.on(conn), {"ids": instance_ids}):
         steps, last = found[row.instance_id]
         steps.append(_recorded(row))
         found[row.instance_id] = steps, max(last, row.seq)

@@ -12,16 +12,29 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Float, RowMapping, Select, and_, bindparam, func, literal, or_, select, text, update
+from sqlalchemy import (
+    Connection,
+    Float,
+    Integer,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
 from edda_engine.core.codec import parse
-from edda_engine.core.ports import NewInstance
 from edda_engine.core.status import FINISHED, Status
-from edda_engine.errors import InstanceConflictError
 from edda_engine.storage import channels, waits
+from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import definitions, instances, workers
 from edda_engine.storage.types import clock, clock_plus
 
@@ -48,68 +61,27 @@ class Lease:
         return self.epoch > 1
 
 
-def insert_instance(conn: Connection, new: NewInstance) -> bool:
-    """Write a start; False if the same one is there already.
-
-    :raises InstanceConflictError: the id belongs to another workflow or input.
-    """
-    if new.start_at is not None:
-        wake_at: Any = new.start_at
-    else:
-        wake_at = clock_plus(literal(new.delay_seconds, Float)) if new.delay_seconds else clock()
-    dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-    statement = (
-        dialect_insert(instances)
-        .values(
-            instance_id=new.instance_id,
-            workflow_name=new.workflow_name,
-            service=new.service,
-            status=Status.PENDING,
-            input=new.input_json,
-            source_hash=new.source_hash,
-            priority=new.priority,
-            wake_at=wake_at,
-            lock_timeout_seconds=new.lock_timeout_seconds,
-            created_at=clock(),
-            updated_at=clock(),
-        )
-        .on_conflict_do_nothing(index_elements=["instance_id"])
-        .returning(_C.instance_id)
-    )
-    if conn.execute(statement).first() is not None:
-        return True
-    known = conn.execute(select(_C.workflow_name, _C.input).where(_C.instance_id == new.instance_id)).first()
-    if known is not None and (known.workflow_name != new.workflow_name or parse(known.input) != parse(new.input_json)):
-        raise InstanceConflictError(
-            new.instance_id,
-            recorded=f"{known.workflow_name}({_short(known.input)})",
-            requested=f"{new.workflow_name}({_short(new.input_json)})",
-        )
-    return False
-
-
-def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collection[str], limit: int) -> list[Lease]:
-    """Take up to *limit* due instances, the highest priority first, then the longest-waiting.
-
-    An expired lease is due too: that is the whole of crash recovery by time.
-    """
+@Prepared
+def _CLAIM(dialect: str) -> Any:
     due = (
         select(_C.instance_id)
-        .where(_C.service == service, _C.workflow_name.in_(names), _C.wake_at <= clock())
+        .where(
+            _C.service == bindparam("of_service"), is_one_of(dialect, _C.workflow_name, "names"), _C.wake_at <= clock()
+        )
         .order_by(_C.priority.desc(), _C.wake_at)
-        .limit(limit)
+        .limit(bindparam("at_most", type_=Integer))
         # PostgreSQL skips rows that another worker is claiming. SQLite has no row locks and SQLAlchemy
         # leaves the clause out; there BEGIN IMMEDIATE already admits one writer.
         .with_for_update(skip_locked=True)
         .cte("due")
     )
     expires_at = clock_plus(_C.lock_timeout_seconds)
-    taken = (
+    return (
         update(instances)
         .where(_C.instance_id.in_(select(due.c.instance_id)))
         .values(
             status=Status.RUNNING,
-            locked_by=worker_id,
+            locked_by=bindparam("worker_id"),
             lock_epoch=_C.lock_epoch + 1,
             lock_expires_at=expires_at,
             wake_at=expires_at,
@@ -127,10 +99,19 @@ def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collecti
             func.coalesce(_C.mailbox, _C.instance_id),
         )
     )
+
+
+def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collection[str], limit: int) -> list[Lease]:
+    """Take up to *limit* due instances, the highest priority first, then the longest-waiting.
+
+    An expired lease is due too: that is the whole of crash recovery by time.
+    """
     # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
     return [
         Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, row[7])
-        for row in conn.execute(taken)
+        for row in conn.execute(
+            _CLAIM.on(conn), {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit}
+        )
     ]
 
 
@@ -364,7 +345,3 @@ def save_definitions(conn: Connection, declared: Iterable[tuple[str, str, str]])
             created_at=clock(),
         )  # fmt: skip
         conn.execute(statement.on_conflict_do_nothing(), rows)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:199] + "…"

@@ -11,9 +11,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, literal, or_, select, true
+from sqlalchemy import ColumnElement, Connection, bindparam, exists, literal, or_, select, true
 
 from edda_engine.core.status import WAITING, Status
+from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import inbox, instances, messages
 from edda_engine.storage.types import clock, seconds_since
 
@@ -44,29 +45,6 @@ class Outlook:
         return self.has_due or self.has_messages
 
 
-def look(conn: Connection, *, service: str, names: Collection[str]) -> Outlook:
-    """What is due of these workflows, whether a message waits for its delivery, and what will be due next.
-
-    Who can run what is due next does not matter: looking again then, in vain, is cheaper than to look past others'.
-    """
-    is_any = _is_any_in_order if conn.dialect.name == "postgresql" else _is_any
-    due = is_any(_C.wake_at, _C.service == service, _C.workflow_name.in_(names), _C.wake_at <= clock())
-    new = or_(is_any(messages.c.seq, messages.c.is_new), is_any(inbox.c.seq, inbox.c.is_new))
-    following = (
-        select(_C.instance_id, _C.status, (-seconds_since(_C.wake_at)).label("seconds"))
-        .where(_C.service == service, _C.wake_at > clock())
-        .order_by(_C.wake_at)
-        .limit(1)
-        .subquery("following")
-    )
-    always = select(due.label("has_due"), new.label("has_messages")).subquery("always")
-    row = conn.execute(select(always, following).select_from(always.outerjoin(following, true()))).one()
-    if row.instance_id is None:
-        return Outlook(bool(row.has_due), bool(row.has_messages), None)
-    following_one = Next(row.instance_id, float(row.seconds), Status(row.status) in WAITING)
-    return Outlook(bool(row.has_due), bool(row.has_messages), following_one)
-
-
 def _is_any(_order: ColumnElement[Any], *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     return exists().where(*conditions)
 
@@ -74,3 +52,32 @@ def _is_any(_order: ColumnElement[Any], *conditions: ColumnElement[bool]) -> Col
 def _is_any_in_order(order: ColumnElement[Any], *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
     first = select(literal(1)).where(*conditions).order_by(order).limit(1)
     return first.scalar_subquery().is_not(None)
+
+
+@Prepared
+def _LOOK(dialect: str) -> Any:
+    is_any = _is_any_in_order if dialect == "postgresql" else _is_any
+    of_service = _C.service == bindparam("of_service")
+    due = is_any(_C.wake_at, of_service, is_one_of(dialect, _C.workflow_name, "names"), _C.wake_at <= clock())
+    new = or_(is_any(messages.c.seq, messages.c.is_new), is_any(inbox.c.seq, inbox.c.is_new))
+    following = (
+        select(_C.instance_id, _C.status, (-seconds_since(_C.wake_at)).label("seconds"))
+        .where(of_service, _C.wake_at > clock())
+        .order_by(_C.wake_at)
+        .limit(1)
+        .subquery("following")
+    )
+    always = select(due.label("has_due"), new.label("has_messages")).subquery("always")
+    return select(always, following).select_from(always.outerjoin(following, true()))
+
+
+def look(conn: Connection, *, service: str, names: Collection[str]) -> Outlook:
+    """What is due of these workflows, whether a message waits for its delivery, and what will be due next.
+
+    Who can run what is due next does not matter: looking again then, in vain, is cheaper than to look past others'.
+    """
+    row = conn.execute(_LOOK.on(conn), {"of_service": service, "names": names}).one()
+    if row.instance_id is None:
+        return Outlook(bool(row.has_due), bool(row.has_messages), None)
+    following_one = Next(row.instance_id, float(row.seconds), Status(row.status) in WAITING)
+    return Outlook(bool(row.has_due), bool(row.has_messages), following_one)

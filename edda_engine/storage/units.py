@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edda_engine.core.events import FORMAT, EventType, Recorded, StepKey
-from edda_engine.core.ports import OutboxEvent, OutgoingMessage, SubscriptionChange, WaitRequest
+from edda_engine.core.ports import NewInstance, OutboxEvent, OutgoingMessage, SubscriptionChange, WaitRequest
 from edda_engine.core.status import Status
 from edda_engine.errors import EddaError
 from edda_engine.storage.retries import RetryState
+from edda_engine.storage.starts import Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,18 @@ class Block:
     error_json: str
 
 
-Unit = Step | Attempt | Take | Subscribe | PutBack | Wait | End | Block
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A new instance, for anybody to claim or claimed already by the worker that writes it."""
+
+    new: NewInstance
+    claimed_by: str | None = None
+
+
+HeldUnit = Step | Attempt | Take | Subscribe | PutBack | Wait | End | Block
+"""What only the holder of a lease may write."""
+
+Unit = HeldUnit | Start
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,4 +207,4 @@ class Busy:
 
 
 Outcome = Saved | AlreadyRecorded | Open | Refused | LeaseLost
-BatchOutcome = Outcome | Busy
+BatchOutcome = Outcome | Started | Refused | Busy

@@ -70,7 +70,7 @@ def commits_on_connections(path: Path) -> list[int]:
         of = ast.unparse(node.func.value)
         is_session = "session" in of.lower() or of == "self._sync"
         # These hand a unit of work on; none of them is a connection.
-        is_unit = of.endswith(("_committer", "_owner", "run", "_executor", "transaction")) or of == "self"
+        is_unit = of.endswith(("_committer", "owner", "run", "_executor", "transaction")) or of == "self"
         if node.func.attr == "commit" and not is_session and not is_unit:
             found.append(node.lineno)
         if node.func.attr == "begin" and any(word in of for word in ("conn", "engine")):

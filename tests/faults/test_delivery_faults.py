@@ -33,6 +33,7 @@ from edda_engine.storage import delivery, instances
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import Database
 from edda_engine.storage.messages import insert_messages
+from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.units import AlreadyRecorded, BatchOutcome, Holder, Take, Unit
 from tests.faults.conversation import Kept
 from tests.faults.talkers import DONE, Talkers
@@ -272,7 +273,7 @@ def test_a_request_that_stays_open_after_sending_starting_and_cancelling_keeps_n
     impatient = make_url(postgres_url).update_query_dict({"options": "-c lock_timeout=200"})
     with request.write() as conn, storage(impatient.render_as_string(False)) as database:
         cancel_with(conn, cancelled, None)
-        instances.insert_instance(conn, NewInstance("new", "fault_reads", SERVICE, "{}", "", 300.0))
+        insert_instance(conn, NewInstance("new", "fault_reads", SERVICE, "{}", "", 300.0))
         insert_messages(conn, [message("news", "never"), message("jobs", "never"), message("news", "x", to=cancelled)])
         # More than one batch for the one whose row is locked: it must not hide what is for the other.
         send(database, *(message(DIRECT_CHANNEL, number, to=cancelled) for number in range(600)))

@@ -22,7 +22,7 @@ from edda_engine import (
     workflow,
 )
 from edda_engine.core.ports import NewInstance
-from edda_engine.storage.instances import insert_instance
+from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import NEVER_AGAIN, SERVICE, Tables, edda, run, storage, until
 from tests.integration.talks import PAST, RARELY, begun, nothing_is_kept, run_once, waits_of
 

@@ -16,6 +16,7 @@ from edda_engine.storage import instances
 from edda_engine.storage.database import Database
 from edda_engine.storage.instances import Lease
 from edda_engine.storage.schema import metadata
+from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import Tables, run, storage
 
 
@@ -29,7 +30,7 @@ def insert(database: Database, *ids: str, **values: Any) -> None:
     def write(conn: Connection) -> None:
         for instance_id in ids:
             options = {"lock_timeout_seconds": 60.0} | values
-            instances.insert_instance(conn, NewInstance(instance_id, "wf", "tests", "{}", "hash", **options))
+            insert_instance(conn, NewInstance(instance_id, "wf", "tests", "{}", "hash", **options))
 
     run(database, write)
 

@@ -27,6 +27,7 @@ from edda_engine.storage.commit import (
 )
 from edda_engine.storage.database import Database
 from edda_engine.storage.retries import RetryState
+from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import Tables, run, storage
 
 
@@ -45,7 +46,7 @@ def started(database: Database, *ids: str, worker_id: str = "worker") -> dict[st
     """Instances that *worker_id* has claimed."""
     for instance_id in ids:
         new = NewInstance(instance_id, "wf", "tests", "{}", "hash", 60.0)
-        run(database, lambda conn, new=new: instances.insert_instance(conn, new))  # type: ignore[misc]
+        run(database, lambda conn, new=new: insert_instance(conn, new))  # type: ignore[misc]
     leases = run(
         database,
         lambda conn: instances.claim_due(conn, worker_id=worker_id, service="tests", names=["wf"], limit=100),

@@ -12,6 +12,7 @@ from edda_engine.core.ports import NewInstance
 from edda_engine.storage import instances
 from edda_engine.storage.database import Database
 from edda_engine.storage.outlook import Next, Outlook, look
+from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import Tables, run, storage
 
 PAST, FUTURE = "2001-01-01 00:00:00.000", "2099-01-01 00:00:00.000"
@@ -34,7 +35,7 @@ def insert(
     new = NewInstance(instance_id, name, service, "{}", "hash", lock_timeout_seconds=60.0, delay_seconds=delay)
 
     def write(conn: Connection) -> None:
-        instances.insert_instance(conn, new)
+        insert_instance(conn, new)
 
     run(database, write)
 

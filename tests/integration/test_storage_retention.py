@@ -8,9 +8,9 @@ from edda_engine.core.ports import ChannelMode, NewInstance, OutgoingMessage
 from edda_engine.storage import channels, migrate
 from edda_engine.storage.database import Database
 from edda_engine.storage.delivery import deliver
-from edda_engine.storage.instances import insert_instance
 from edda_engine.storage.messages import insert_messages
 from edda_engine.storage.retention import prune_messages
+from edda_engine.storage.starts import insert_instance
 
 DAY = 86_400.0
 

@@ -16,6 +16,7 @@ from edda_engine.storage.database import Database
 from edda_engine.storage.keys import among
 from edda_engine.storage.messages import has_new, insert_messages
 from edda_engine.storage.schema import inbox
+from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.waits import Ask
 from tests.integration.engines import run, storage
 
@@ -102,7 +103,7 @@ def reads_everything(line: str) -> bool:
 
 
 def due(conn: Connection) -> None:
-    instances.insert_instance(conn, NewInstance("due", "wf", "tests", "{}", "hash", lock_timeout_seconds=60))
+    insert_instance(conn, NewInstance("due", "wf", "tests", "{}", "hash", lock_timeout_seconds=60))
 
 
 def test_a_claim_among_very_many_that_wait_reads_the_index_of_what_is_due(crowded: Database) -> None:

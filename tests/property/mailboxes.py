@@ -21,6 +21,7 @@ from edda_engine.core.ports import DIRECT_CHANNEL, ChannelMode, NewInstance, Out
 from edda_engine.storage import delivery, instances
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import WRITE_OPTION, Database
+from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.units import (
     AlreadyRecorded,
     BatchOutcome,
@@ -184,7 +185,7 @@ class World:
             instance_id=box.name, workflow_name=FLOW, service=SERVICE, input_json="{}", source_hash="",
             lock_timeout_seconds=1000.0,
         )  # fmt: skip
-        instances.insert_instance(self.begin(slot).conn, new)
+        insert_instance(self.begin(slot).conn, new)
 
         def learn() -> None:
             box.is_started = True

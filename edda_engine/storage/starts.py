@@ -1,0 +1,137 @@
+"""Starts: how an instance comes into the database, for anybody to claim or claimed already by who starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Float, Integer, Text, case, cast, func, literal, select, text
+
+from edda_engine.core.codec import parse
+from edda_engine.core.ports import NewInstance
+from edda_engine.core.status import Status
+from edda_engine.errors import InstanceConflictError
+from edda_engine.storage.instances import Lease
+from edda_engine.storage.prepared import Columns, Prepared, as_rows, given_rows, insert_for
+from edda_engine.storage.schema import instances
+from edda_engine.storage.types import UtcTimestamp, clock, clock_plus
+
+_C = instances.c
+_START_AT = UtcTimestamp()
+
+_NEW: Columns = {
+    "instance_id": Text,
+    "workflow_name": Text,
+    "service": Text,
+    "input": Text,
+    "source_hash": Text,
+    "priority": Integer,
+    "delay": Float,
+    "start_at": Text,
+    "lock_timeout_seconds": Float,
+    "claimed_by": Text,
+}
+
+
+@Prepared
+def _INSERT(dialect: str) -> Any:
+    new = given_rows(dialect, "rows", _NEW).c
+    is_claimed = new.claimed_by.is_not(None)
+    is_postgresql = dialect == "postgresql"
+    start_at = cast(new.start_at, _C.wake_at.type) if is_postgresql else new.start_at
+    expires_at = clock_plus(new.lock_timeout_seconds)
+    values = {
+        "instance_id": new.instance_id,
+        "workflow_name": new.workflow_name,
+        "service": new.service,
+        "status": case((is_claimed, literal(str(Status.RUNNING))), else_=literal(str(Status.PENDING))),
+        "input": cast(new.input, _C.input.type) if is_postgresql else new.input,
+        "source_hash": new.source_hash,
+        "priority": new.priority,
+        "wake_at": case((is_claimed, expires_at), else_=func.coalesce(start_at, clock_plus(new.delay))),
+        "locked_by": new.claimed_by,
+        "lock_expires_at": case((is_claimed, expires_at)),
+        "lock_epoch": case((is_claimed, 1), else_=0),
+        "lock_timeout_seconds": new.lock_timeout_seconds,
+        "started_at": case((is_claimed, clock())),
+        "created_at": clock(),
+        "updated_at": clock(),
+    }
+    return (
+        insert_for(dialect)(instances)
+        # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
+        .from_select(list(values), select(*values.values()).where(text("1 = 1")), include_defaults=False)
+        .on_conflict_do_nothing(index_elements=["instance_id"])
+        .returning(_C.instance_id, _C.started_at)
+    )
+
+
+def insert_instance(conn: Connection, new: NewInstance) -> bool:
+    """Write a start; False if the same one is there already.
+
+    :raises InstanceConflictError: the id belongs to another workflow or input.
+    """
+    (started,) = insert_instances(conn, [(new, None)])
+    if isinstance(started, InstanceConflictError):
+        raise started
+    return started.is_new
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What became of a start: *is_new* is false if the same one was there already."""
+
+    is_new: bool
+    lease: Lease | None = None
+    """The right to work on it, of the worker it was claimed for."""
+
+
+def insert_instances(
+    conn: Connection, starts: Sequence[tuple[NewInstance, str | None]]
+) -> list[Started | InstanceConflictError]:
+    """Write starts, each for anybody to claim or claimed already by the worker that is named."""
+    rows = [
+        {
+            "instance_id": new.instance_id,
+            "workflow_name": new.workflow_name,
+            "service": new.service,
+            "input": new.input_json,
+            "source_hash": new.source_hash,
+            "priority": new.priority,
+            "delay": new.delay_seconds or 0.0,
+            "start_at": _START_AT.process_bind_param(new.start_at, conn.dialect),
+            "lock_timeout_seconds": new.lock_timeout_seconds,
+            "claimed_by": claimed_by,
+        }
+        for new, claimed_by in starts
+    ]
+    inserted = {row[0]: row[1] for row in conn.execute(_INSERT.on(conn), {"rows": as_rows(rows)})}
+    found: list[Started | InstanceConflictError] = []
+    for new, claimed_by in starts:
+        if new.instance_id not in inserted:
+            found.append(_known_start(conn, new))
+            continue
+        lease = None
+        if claimed_by is not None:
+            lease = Lease(
+                new.instance_id, 1, new.workflow_name, new.input_json, new.lock_timeout_seconds,
+                inserted[new.instance_id], is_cancelled=False, mailbox=new.instance_id,
+            )  # fmt: skip
+        found.append(Started(True, lease))
+    return found
+
+
+def _known_start(conn: Connection, new: NewInstance) -> Started | InstanceConflictError:
+    known = conn.execute(select(_C.workflow_name, _C.input).where(_C.instance_id == new.instance_id)).first()
+    if known is not None and (known.workflow_name != new.workflow_name or parse(known.input) != parse(new.input_json)):
+        return InstanceConflictError(
+            new.instance_id,
+            recorded=f"{known.workflow_name}({_short(known.input)})",
+            requested=f"{new.workflow_name}({_short(new.input_json)})",
+        )
+    return Started(False)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"
