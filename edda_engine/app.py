@@ -299,8 +299,9 @@ class EddaApp:
                 found = await self._in_thread(wait.look) if wait.needs_database else wait.look()
                 if found is not None:
                     return found.value
+                pause = wait.seconds()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait.seconds()):
+                    async with asyncio.timeout(pause):
                         await ended.wait()
                 ended.clear()
 
