@@ -27,6 +27,7 @@ from edda_engine.hooks import WorkflowHooks
 from edda_engine.outbox.transactional import outbox_event
 from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
+from edda_engine.runtime.conditions import Conditions
 from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe, no_probe
@@ -77,7 +78,9 @@ class EddaApp:
         self._database = Database.from_url(db_url)
         self._client = Client(self._database, self.settings)
         self._notifier = Notifier(lambda: self._database)
-        self._hooks, self._probe = hooks, probe
+        self.conditions = Conditions(probe=probe)
+        """What the engine runs under; how its loop is made does not matter here."""
+        self._hooks = hooks
         self._engine: Engine | None = None
 
     async def initialize(self, *, timeout: float = 30.0) -> None:
@@ -93,7 +96,8 @@ class EddaApp:
             self.settings,
             hooks=self._hooks,
             application=self,
-            probe=self._probe,
+            probe=self.conditions.probe,
+            now=self.conditions.now,
             notifier=self._notifier,
         )
         try:

@@ -27,6 +27,7 @@ from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, Sta
 from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.completions import Completions
+from edda_engine.runtime.conditions import Conditions
 from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe
@@ -57,7 +58,8 @@ class Application:
         self.settings, self.sources = effective.settings, effective.sources
         self._app = app
         self._source = source
-        self._probe = probe
+        self.conditions = Conditions(probe=probe)
+        """What the next engine of this process runs under."""
         self._lock = threading.Lock()
         self._pid = self._made_by_pid = os.getpid()
         self._database: Database | None = None
@@ -284,6 +286,11 @@ class Application:
         return alive and self._engine is not None and self._pid == os.getpid()
 
     @property
+    def engine(self) -> Engine | None:
+        """The engine of this process, or ``None``; made a moment after it was asked for."""
+        return self._engine
+
+    @property
     def worker_id(self) -> str | None:
         """The id of this process as a worker, or ``None``."""
         return self._engine.worker_id if self.is_running and self._engine is not None else None
@@ -312,7 +319,7 @@ class Application:
         database = self.database
         with self._lock:
             if self._starting is None:
-                self._loop_thread = LoopThread()
+                self._loop_thread = LoopThread(new_event_loop=self.conditions.new_event_loop)
                 self._starting = self._loop_thread.submit(self._run_engine(database, hooks))
                 self._starting.add_done_callback(_report)
             return self._starting
@@ -324,7 +331,8 @@ class Application:
             environment=FlaskEnvironment(self._app, self._source if self._shares_session else None),
             hooks=hooks,
             application=self,
-            probe=self._probe,
+            probe=self.conditions.probe,
+            now=self.conditions.now,
             completions=self.completions,
             notifier=self._notifier,
         )

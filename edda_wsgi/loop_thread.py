@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -19,8 +19,13 @@ T = TypeVar("T")
 class LoopThread:
     """Runs coroutines for threads that have no loop."""
 
-    def __init__(self, name: str = "edda-loop") -> None:
-        self._loop = asyncio.new_event_loop()
+    def __init__(
+        self,
+        name: str = "edda-loop",
+        *,
+        new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
+        self._loop = new_event_loop()
         self._stopping = False
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)

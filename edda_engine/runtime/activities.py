@@ -12,9 +12,9 @@ import contextvars
 import inspect
 import logging
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
@@ -62,6 +62,7 @@ class Workplace:
     threads: DaemonThreads
     hooks: WorkflowHooks
     probe: Probe
+    now: Callable[[], datetime]
     default_policy: RetryPolicy
     max_payload_bytes: int
     application: Any
@@ -125,7 +126,8 @@ class StepWork:
         self._input_json = activity.parameters.encode(arguments, owner=owner)
         check_size(self._input_json, workplace.max_payload_bytes, owner=f"the arguments of {owner}")
         self._state = run.retry_states.pop(key.activity_id, RetryState())
-        self._began = time.monotonic() - self._state.elapsed_seconds
+        self._time = asyncio.get_running_loop().time  # asked on the activity's thread as well
+        self._began = self._time() - self._state.elapsed_seconds
 
     async def outcome(self) -> Any:
         """The value, or the error raised, once it is recorded.
@@ -192,6 +194,7 @@ class StepWork:
             max_payload_bytes=place.max_payload_bytes,
             application=place.application,
             probe=place.probe,
+            now=place.now,
         )
 
         def make_step(result_json: str) -> Step:
@@ -349,7 +352,7 @@ class StepWork:
         return refused_by_database(f"activity {self._activity.name!r} ({self._key.activity_id})", refused)
 
     def _elapsed(self) -> float:
-        return time.monotonic() - self._began
+        return self._time() - self._began
 
     async def _call_back(self, attempt: attempts.Attempt) -> None:
         for callback in attempt.post_commit:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal
 
 from sqlalchemy.util.concurrency import greenlet_spawn
@@ -85,6 +85,7 @@ class Attempt:
         max_payload_bytes: int,
         application: Any,
         probe: Probe,
+        now: Callable[[], datetime],
     ) -> None:
         self.activity = activity
         self.instance_id, self.workflow_name, self.worker_id = instance_id, workflow_name, worker_id
@@ -98,7 +99,7 @@ class Attempt:
         self._starts: list[NewInstance] = []
         self.max_payload_bytes = max_payload_bytes
         self._sessions: Sessions | None = None
-        self._probe = probe
+        self._probe, self._now = probe, now
 
     @property
     def session(self) -> Any:
@@ -139,7 +140,7 @@ class Attempt:
 
     def now(self) -> datetime:
         """The time of this host."""
-        return datetime.now(UTC)
+        return self._now()
 
     def uuid4(self) -> uuid.UUID:
         """A random id."""

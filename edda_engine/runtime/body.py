@@ -70,8 +70,8 @@ class Body:
 
     is_body: Literal[True] = True
 
-    def __init__(self, run: BodyRun) -> None:
-        self._run, self._talking = run, Talking(run)
+    def __init__(self, run: BodyRun, *, now: Callable[[], datetime]) -> None:
+        self._run, self._talking, self._now = run, Talking(run), now
         self.instance_id, self.workflow_name, self.worker_id = run.instance_id, run.workflow_name, run.worker_id
 
     @property
@@ -160,7 +160,7 @@ class Body:
         if recorded is not None:
             moment: datetime = _DATETIME.decode_parsed(recorded.event_data["result"], owner=name)
             return moment.astimezone(UTC)
-        moment = datetime.now(UTC)
+        moment = self._now()
         event = event_json(name, result_json=_DATETIME.encode(moment, owner=name))
         seq = run.next_seq()
         run.write_later(lambda holder: Step(holder, key, seq, EventType.VALUE_RECORDED, event))

@@ -50,6 +50,9 @@ class Committer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
+        self.pending = 0
+        """So many units are not answered yet."""
+        self._counting = threading.Lock()
         self.transactions = 0
         self.units = 0
 
@@ -71,6 +74,8 @@ class Committer:
 
     def put(self, unit: Unit, resolve: Resolve) -> None:
         """Write one unit, and tell on the loop what became of it; from any thread."""
+        with self._counting:
+            self.pending += 1
         self._queue.put(_Job(unit, resolve))
 
     async def stop(self) -> None:
@@ -174,14 +179,15 @@ class Committer:
     def _answer(self, batch: list[_Job], outcomes: list[BatchOutcome | BaseException]) -> None:
         assert self._loop is not None
         try:
-            self._loop.call_soon_threadsafe(_deliver, batch, outcomes)
+            self._loop.call_soon_threadsafe(self._deliver, batch, outcomes)
         except RuntimeError:
             _log.debug("The loop is closed; nobody waits for these steps any more.")
 
-
-def _deliver(batch: list[_Job], outcomes: list[BatchOutcome | BaseException]) -> None:
-    for job, outcome in zip(batch, outcomes, strict=True):
-        job.resolve(outcome)
+    def _deliver(self, batch: list[_Job], outcomes: list[BatchOutcome | BaseException]) -> None:
+        with self._counting:
+            self.pending -= len(batch)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            job.resolve(outcome)
 
 
 def _first_line(error: BaseException) -> str:

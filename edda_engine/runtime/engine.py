@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from edda_engine.runtime.branches import install_task_factory
 from edda_engine.runtime.claimer import CALM, Claimer
 from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.completions import Completions
+from edda_engine.runtime.conditions import utc_now
 from edda_engine.runtime.environment import Environment, PlainEnvironment
 from edda_engine.runtime.executor import Executor
 from edda_engine.runtime.leases import Leases
@@ -63,6 +65,7 @@ class Engine:
         hooks: WorkflowHooks | None = None,
         application: Any = None,
         probe: Probe = no_probe,
+        now: Callable[[], datetime] = utc_now,
         completions: Completions | None = None,
         notifier: Notifier | None = None,
     ) -> None:
@@ -102,6 +105,7 @@ class Engine:
             threads=self._threads,
             hooks=hooks or HooksBase(),
             probe=probe,
+            now=now,
             default_policy=settings.default_retry_policy or DEFAULT_RETRY,
             max_payload_bytes=settings.max_payload_bytes,
             application=application,
@@ -212,6 +216,13 @@ class Engine:
     def is_running_here(self, instance_id: str) -> bool:
         """Whether this worker has the instance under way, and so will announce its end; safe from any thread."""
         return instance_id in self.executor.held
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing goes on here by itself before time passes or something is sent; ask on the loop."""
+        is_publishing = self._relay is not None and self._relay.is_publishing
+        is_writing = self.committer.pending > 0
+        return self.is_ready.is_set() and self.executor.is_at_rest and not is_writing and not is_publishing
 
     def ask_to_stop(self, instance_id: str) -> None:
         """Tell a run of this worker, if there is one, that its instance was cancelled; safe from any thread.

@@ -6,7 +6,6 @@ A pause ends by its timer, by a new lease that finds it due, by a message, or be
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
@@ -29,7 +28,7 @@ NAP_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """One long pause: until when (by this process's monotonic clock), for which wait, and what that is called."""
+    """One long pause: until when (by the loop's clock), for which wait, and what that is called."""
 
     due: float
     status: Status
@@ -63,7 +62,7 @@ class Pauses:
     def due_in_seconds(self) -> float | None:
         """Until the first of the long ones ends; ``None`` if none ends by itself."""
         first = min((pause.due for pause in self._long.values()), default=inf)
-        return None if first == inf else max(0.0, first - time.monotonic())
+        return None if first == inf else max(0.0, first - _now())
 
     @property
     def may_get_mail(self) -> bool:
@@ -108,7 +107,7 @@ class Pauses:
         timer = None
         if seconds is not None:
             timer = loop.call_later(min(seconds, _A_YEAR), lambda: None if is_parked() else wake(future))
-        due = inf if seconds is None else time.monotonic() + seconds
+        due = inf if seconds is None else _now() + seconds
         self._long[future] = Pause(due, status, asks)
         try:
             await future
@@ -119,7 +118,7 @@ class Pauses:
 
     def wake_due(self) -> None:
         """End the long pauses whose time has come."""
-        limit = time.monotonic() + CLOSE_ENOUGH_SECONDS
+        limit = _now() + CLOSE_ENOUGH_SECONDS
         for future, pause in list(self._long.items()):
             if pause.due <= limit:
                 wake(future)
@@ -149,6 +148,10 @@ class Pauses:
         """End every pause."""
         for future in (*self._short, *self._long):
             wake(future)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def wake(future: asyncio.Future[None]) -> None:

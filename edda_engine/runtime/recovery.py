@@ -74,7 +74,7 @@ class Recovery:
     async def _look(self) -> None:
         dead = await self._service.call(self._liveness.dead_siblings)
         for worker_id in dead:
-            released = await self._service.write(lambda conn, found=worker_id: _take_over(conn, found))  # type: ignore[misc]
+            released = await self._service.write(lambda conn, found=worker_id: take_over(conn, found))  # type: ignore[misc]
             if released is not None:
                 _log.warning(
                     "Worker %s died; what it was running goes on here or elsewhere (instances: %s)",
@@ -106,10 +106,10 @@ class Recovery:
 
     def _sweep(self, conn: Connection) -> None:
         for worker_id in workers.silent(conn, service=self._service_name, seconds=FORGET_AFTER_SECONDS):
-            _take_over(conn, worker_id)
+            take_over(conn, worker_id)
 
 
-def _take_over(conn: Connection, worker_id: str) -> list[str] | None:
+def take_over(conn: Connection, worker_id: str) -> list[str] | None:
     """Release what a dead worker held; ``None`` if another sibling has done so."""
     if not workers.unregister(conn, worker_id):
         return None

@@ -98,6 +98,11 @@ class Relay:
         """Look for due events now; call on the loop."""
         self._woken.set()
 
+    @property
+    def is_publishing(self) -> bool:
+        """Whether publications are under way."""
+        return bool(self._lanes)
+
     async def stop(self, timeout: float) -> None:
         """Claim no more; let publications under way end for *timeout* seconds; hand back the rest.
 

@@ -79,7 +79,7 @@ class Run:
         self._busy = 0
         self._turn = 0
         self.pauses = Pauses()
-        self._calls = Body(self)
+        self._calls = Body(self, now=workplace.now)
         self._unsaved: list[Callable[[Holder], HeldUnit]] = []
         self._resumed = asyncio.Event()
         self._refusals = 0
