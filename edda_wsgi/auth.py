@@ -5,7 +5,9 @@ always, and how long it takes tells nothing of how much was right.
 
 A signature is the header ``Edda-Signature: t=<unix seconds>,v1=<hex>``. It covers all that an event consists of: the
 time, the path, the content type, the ``ce-*`` headers (in binary mode the event's attributes are there) and the body.
-One that was overheard is good for nothing else, nor for long, nor does the same event do anything twice.
+One that was overheard is good for nothing else, nor for long, nor does the same event do anything twice. For that to
+hold, what is signed must be read by everybody in one way: no byte that an event is made of may be left out of it, and
+no line of it may pass for two.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from edda_wsgi.event_settings import EventSettings
 
 SIGNATURE_HEADER = "Edda-Signature"
 _MOST_SIGNATURES = 8
+_BLANKS = " \t"
+"""What HTTP leaves out around a value. Any other blank is part of it: another value, which must be another signature."""
 
 
 def check_signature(request: Request) -> bool:
@@ -30,22 +34,21 @@ def check_signature(request: Request) -> bool:
     timestamp, signatures = _parsed(request.headers.get(SIGNATURE_HEADER, ""))
     if timestamp is None or abs(time.time() - timestamp) > settings.tolerance_seconds:
         return False
-    path = request.root_path + request.path
-    if "\n" in path:
-        return False  # it could pass for a path and a header
-    signed = _signed_content(timestamp, path, _sent(request), request.get_data())
-    found = [
-        hmac.compare_digest(_signature(secret, signed).encode(), given)
-        for secret in settings.secrets
-        for given in signatures
-    ]
+    path, headers = request.root_path + request.path, _sent(request)
+    if any("\n" in line for line in (path, *headers, *headers.values())):
+        return False  # one line could pass for two
+    signed = _signed_content(timestamp, path, headers, request.get_data())
+    # Once for each secret: a stranger decides how many signatures there are, and how long the body is.
+    expected = [_signature(secret, signed).encode() for secret in settings.secrets]
+    found = [hmac.compare_digest(right, given) for right in expected for given in signatures]
     return any(found)
 
 
 def check_bearer_token(request: Request) -> bool:
     """Whether ``Authorization: Bearer <token>`` holds one of the secrets."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    given = hashlib.sha256(token.strip().encode("utf-8", "replace")).digest()
+    # WSGI hands each byte on as a character; hashed, because a comparison may tell how long what it compares is.
+    given = hashlib.sha256(token.strip(_BLANKS).encode("latin-1", "replace")).digest()
     found = [hmac.compare_digest(hashlib.sha256(secret).digest(), given) for secret in _settings().secrets]
     return any(found) and scheme.lower() == "bearer"
 
@@ -68,7 +71,7 @@ def sign(
     return {SIGNATURE_HEADER: f"t={moment},v1={_signature(secret.encode(), signed)}"}
 
 
-check_signature.needs_secret = True  # type: ignore[attr-defined]
+check_signature.needs_secret = check_signature.has_time = True  # type: ignore[attr-defined]
 check_signature.challenge = SIGNATURE_HEADER  # type: ignore[attr-defined]
 check_bearer_token.needs_secret = True  # type: ignore[attr-defined]
 check_bearer_token.challenge = "Bearer"  # type: ignore[attr-defined]
@@ -89,7 +92,7 @@ def _sent(request: Request) -> dict[str, str]:
 
 
 def _signed_content(timestamp: int, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    lower = sorted((name.lower(), value.strip()) for name, value in headers.items())
+    lower = sorted((name.lower(), value.strip(_BLANKS)) for name, value in headers.items())
     covered = [f"{name}:{value}" for name, value in lower if name == "content-type" or name.startswith("ce-")]
     head = "\n".join([str(timestamp), path, *covered, "", ""])
     return head.encode("utf-8", "surrogateescape") + body

@@ -1,7 +1,7 @@
 """The endpoint for CloudEvents over HTTP: a blueprint, mounted only when ``EVENTS["URL_PREFIX"]`` is set.
 
 How it thinks. A sender needs to know one thing: may it forget the event? 202 says yes, and is given only after the
-commit. 400, 401, 403, 413 and 415 say that the same request would be refused again (``"retryable": false``). 500 and
+commit. 400, 401, 403, 411, 413 and 415 say that the same request would be refused again (``"retryable": false``). 500 and
 503 say that nothing was kept and that it should come again. So every way out of a request ends in one of these, as
 JSON, and what was not foreseen is retryable: an event delivered twice does nothing twice.
 
@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from flask import Blueprint, Flask, Response, request
-from werkzeug.exceptions import ClientDisconnected, HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, LengthRequired, RequestEntityTooLarge
+from werkzeug.routing import BaseConverter
 
 from edda_engine.core.codec import is_storable_id
 from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, InstanceNotFoundError
@@ -38,6 +39,7 @@ _NAMES = {401: "UnauthorizedError", 403: "ForbiddenError", 413: "PayloadTooLarge
 _RETRY_AFTER_SECONDS = "1"
 _TOO_LARGE = "The body is larger than EVENTS['MAX_BYTES'] allows. Send fewer events at once, or refer to large data."
 _INCOMPLETE = "The body of the request could not be read to its end. Send it again as a whole."
+_NO_LENGTH = "The server in front of this endpoint does not read bodies that come in chunks. Send Content-Length."
 
 
 def reader_for(settings: EventSettings) -> ModuleType | None:
@@ -64,8 +66,20 @@ def mount(app: Flask, application: Application, reader: Any, handlers: EventHand
     endpoint = Endpoint(application, settings, reader, Intake(app, application, handlers, probe=probe))
     blueprint = Blueprint(BLUEPRINT, __name__, url_prefix=settings.url_prefix)
     blueprint.add_url_rule("", "receive", endpoint.receive, methods=["POST"], strict_slashes=False)
-    blueprint.add_url_rule("/cancel/<path:instance_id>", "cancel", endpoint.cancel, methods=["POST"])
+    app.url_map.converters[_AnyId.name] = _AnyId
+    # Two slashes merged into one would be the id of another instance.
+    rule = f"/cancel/<{_AnyId.name}:instance_id>"
+    blueprint.add_url_rule(rule, "cancel", endpoint.cancel, methods=["POST"], merge_slashes=False)
     app.register_blueprint(blueprint)
+
+
+class _AnyId(BaseConverter):
+    """The rest of a path as it is: an id may hold slashes, and begin with one."""
+
+    name = "edda_instance_id"
+    regex = "(?s:.+)"
+    part_isolating = False
+    weight = 200
 
 
 class Endpoint:
@@ -80,7 +94,8 @@ class Endpoint:
         """``POST {prefix}``: one event, or a batch."""
 
         def accept() -> Response:
-            events = self._reader.read_events(dict(request.headers), request.get_data())
+            most = self._settings.max_batch
+            events = self._reader.read_events(dict(request.headers), request.get_data(), most=most)
             self._intake.accept(events)
             return _answer(202, {"status": "accepted"})
 
@@ -177,7 +192,9 @@ class _CappedBody(io.RawIOBase):
 
 
 def _cap_body(limit: int) -> None:
-    declared = request.content_length
+    declared, is_terminated = request.content_length, request.environ.get("wsgi.input_terminated", False)
+    if request.headers.get("Transfer-Encoding") and not is_terminated:
+        raise LengthRequired(_NO_LENGTH)  # it would look like a request without a body
     if (declared or 0) > limit:
         raise RequestEntityTooLarge(_TOO_LARGE)
     # Before anybody reads it, and also for a body that does not say how long it is.

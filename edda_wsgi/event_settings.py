@@ -45,6 +45,9 @@ class EventSettings(BaseModel):
         300.0, gt=0, description="How far the time of a signature may be from the time of this host."
     )
     max_bytes: int = Field(4_194_304, ge=1, description="The largest body of a request; a larger one is not read.")
+    max_batch: int = Field(
+        1000, ge=1, le=100_000, description="The most events of one request; they are one transaction."
+    )
     deduplication_days: float = Field(
         7.0, gt=0, le=36_500, description="How long an event is remembered, so that a redelivery does nothing."
     )
@@ -96,7 +99,8 @@ def event_settings(given: object) -> EventSettings:
         return given
     if not isinstance(given, Mapping):
         raise ConfigurationError(
-            f"The setting EVENTS must be a dict such as {{'URL_PREFIX': '/events'}}, not {given!r}."
+            f"The setting EVENTS must be a dict such as {{'URL_PREFIX': '/events'}}, not a {type(given).__name__}. If it"
+            " comes from the environment, it must be JSON."  # and is not shown: it may hold the secret
         )
     known = [name.upper() for name in EventSettings.model_fields]
     for name in given:
@@ -114,6 +118,14 @@ def event_settings(given: object) -> EventSettings:
         raise ConfigurationError(
             f"EVENTS sets AUTH to {settings.auth!r}, which needs a secret. Set SECRET, from an environment variable for"
             " example; while one secret is exchanged for another, a list of both."
+        )
+    # A signature is good for as long after its time as before, so the same request may come this much later.
+    is_signed = settings.auth == _READY_MADE[0] or getattr(settings.auth, "has_time", False)
+    if is_signed and settings.deduplication_days * 86_400 < 2 * settings.tolerance_seconds:
+        raise ConfigurationError(
+            f"EVENTS forgets events after DEDUPLICATION_DAYS = {settings.deduplication_days:g}, while a signature can be"
+            f" used for {2 * settings.tolerance_seconds:g} s (twice TOLERANCE_SECONDS): what was overheard could be sent"
+            " again and act twice. Raise the one, or lower the other."
         )
     return settings
 

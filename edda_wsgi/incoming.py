@@ -40,6 +40,8 @@ _DATA = ("data", "data_base64")
 _OPTIONAL = ("datacontenttype", "dataschema", "subject", "time")
 _KNOWN = frozenset({"specversion", "id", "source", "type", "datacontenttype", "subject", "time"})
 _LONGEST_ATTRIBUTE = 2000
+_LONGEST_TIME = 64
+_MOST_ATTRIBUTES = 256
 _LARGEST_INTEGER = 2**31
 _NOT_IN_ATTRIBUTES = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
@@ -49,12 +51,14 @@ _CHARSETS = ("utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1")
 T = TypeVar("T")
 
 
-def read_events(headers: Mapping[str, str], body: bytes) -> list[ReceivedEvent[Any]]:
-    """The events of a request, in order.
+def read_events(headers: Mapping[str, str], body: bytes, *, most: int = 1000) -> list[ReceivedEvent[Any]]:
+    """The events of a request, in order; a batch has at most so many.
 
-    :raises UnacceptableError: 415 for what is no CloudEvent in JSON or in headers, 400 for one that is wrong.
+    :raises UnacceptableError: 415 for what is no CloudEvent in JSON or in headers, 413 for too many, 400 for one that
+        is wrong.
     """
-    sent = {name.lower(): value for name, value in headers.items()}
+    # Not every server leaves out the blanks around a value, and a signature does.
+    sent = {name.lower(): value.strip(" \t") for name, value in headers.items()}
     if sent.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
         raise _unsupported(f"The body is encoded as {sent['content-encoding']!r}. Send it as it is.")
     media_type, options = parse_options_header(sent.get("content-type", ""))
@@ -64,7 +68,7 @@ def read_events(headers: Mapping[str, str], body: bytes) -> list[ReceivedEvent[A
     if media_type == STRUCTURED:
         return [_attempt(lambda: _structured(_strictly_parsed(body)))]
     if media_type == BATCH:
-        return _batch(_attempt(lambda: _strictly_parsed(body)))
+        return _batch(_attempt(lambda: _strictly_parsed(body)), most)
     if media_type.startswith("application/cloudevents"):
         raise _unsupported(f"The event format {media_type!r} is not supported. Send {STRUCTURED} or {BATCH}.")
     if any(name.startswith("ce-") for name in sent):
@@ -90,9 +94,12 @@ def read_object(body: bytes) -> dict[str, Any]:
     return _attempt(parsed)
 
 
-def _batch(found: Any) -> list[ReceivedEvent[Any]]:
+def _batch(found: Any, most: int) -> list[ReceivedEvent[Any]]:
     if not isinstance(found, list):
         raise _invalid("a batch is a JSON array of events")
+    if len(found) > most:
+        said = f"A batch of {len(found)} events: EVENTS['MAX_BATCH'] allows {most} in one transaction. Send several batches."
+        raise UnacceptableError(413, "PayloadTooLargeError", said)
     return [
         _attempt(partial(_structured, attributes), where=f"in event {number} of the batch ")
         for number, attributes in enumerate(found)
@@ -129,11 +136,11 @@ def _structured(found: Any) -> ReceivedEvent[Any]:
     payload, encoded = found.get("data"), found.get("data_base64")
     # An attribute without a value is one that is not there.
     attributes = {name: value for name, value in found.items() if value is not None and name not in _DATA}
+    _check_attributes(attributes)
     if encoded is not None:
         if payload is not None:
             raise ValueError("there are both data and data_base64")
         payload = _decoded(encoded, attributes.get("datacontenttype"))
-    _check_time(attributes.get("time"))
     message = HTTPMessage({"content-type": STRUCTURED}, json.dumps(attributes).encode())
     return _received(from_structured(message, JSONFormat(), lambda known, _: _strictly_made(known, payload)))
 
@@ -148,18 +155,26 @@ class _StrictFormat(JSONFormat):
 
 def _strictly_made(attributes: dict[str, Any], payload: Any) -> BaseCloudEvent:
     """A CloudEvent, none of whose attributes is made up or cannot be stored."""
+    _check_attributes(attributes)
+    return CloudEvent(attributes, payload)
+
+
+def _check_attributes(attributes: Mapping[str, Any]) -> None:
     missing = [name for name in _REQUIRED if name not in attributes]
     if missing:
         raise ValueError(f"the attribute {missing[0]!r} is missing")
+    if len(attributes) > _MOST_ATTRIBUTES:
+        raise ValueError(f"there are {len(attributes)} attributes, more than {_MOST_ATTRIBUTES}")
     for name, value in attributes.items():
         _check_attribute(name, value)
-    return CloudEvent(attributes, payload)
 
 
 def _check_attribute(name: str, value: Any) -> None:
     if len(name) > MAX_ID_LENGTH:
         raise ValueError(f"the name {name[:20]!r}... of an attribute is too long")
     if name == "time":
+        if not isinstance(value, datetime):  # read already
+            _check_time(value)
         return
     if isinstance(value, str):
         if not 0 < len(value) <= _limit_of(name):
@@ -174,7 +189,7 @@ def _check_attribute(name: str, value: Any) -> None:
 
 
 def _check_time(value: Any) -> None:
-    if value is not None and (not isinstance(value, str) or not _TIME.fullmatch(value)):
+    if value is not None and (not isinstance(value, str) or len(value) > _LONGEST_TIME or not _TIME.fullmatch(value)):
         raise ValueError("the attribute 'time' is an RFC 3339 time with its zone, such as '2026-05-04T03:02:01Z'")
 
 
