@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from edda_engine.context import ActivityContext, SyncWorkflowContext, WorkflowContext
-from edda_engine.core.codec import is_storable_id
+from edda_engine.core.codec import is_name
 from edda_engine.core.retrying import RetryPolicy
 from edda_engine.declarations import Declaration, Registry
 from edda_engine.errors import ConfigurationError, UsageError
@@ -72,9 +72,9 @@ class Activity(Declaration, Generic[P, R]):
                 f" To call the plain function (in a test, say) use {self.__name__}.function(...)."
             )
         activity_id = kwargs.pop("activity_id", None)
-        if activity_id is not None and not is_storable_id(activity_id):
+        if activity_id is not None and not is_name(activity_id):
             raise UsageError(
-                f"activity_id must be a text of 1 to 255 characters without NUL or surrogates, not {activity_id!r:.80}."
+                f"activity_id must be a text of 1 to 255 characters, without control characters, not {activity_id!r:.80}."
             )
         return ctx._execution.call_activity(self, args, kwargs, activity_id=activity_id)
 

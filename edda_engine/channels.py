@@ -215,12 +215,12 @@ def _message(
 ) -> OutgoingMessage:
     owner = f"message to channel {channel!r}"
     is_binary = isinstance(data, (bytes, bytearray, memoryview))
-    data_json = None if is_binary else _ANY.encode(data, owner=owner)
+    data_json = None if is_binary else _ANY.round_trip(data, owner=owner)[0]
     data_binary = bytes(data) if is_binary else None
     check_size(data_json or data_binary or b"", max_payload_bytes, owner=owner)
     if metadata is not None and not isinstance(metadata, Mapping):
         raise UsageError(f"{function}(metadata={metadata!r}): a dict is needed.")
-    metadata_json = _ANY.encode(dict(metadata or {}), owner=f"metadata of the {owner}")
+    metadata_json = _ANY.round_trip(dict(metadata or {}), owner=f"metadata of the {owner}")[0]
     check_size(metadata_json, max_payload_bytes, owner=f"metadata of the {owner}")
     return OutgoingMessage(
         message_id=uuid.uuid4().hex,

@@ -6,8 +6,6 @@ the caller's thread. Connections are held for one query, never while waiting.
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,7 +16,8 @@ from sqlalchemy import Connection
 from sqlalchemy.engine import RowMapping
 from sqlalchemy.exc import DBAPIError
 
-from edda_engine.core.codec import parse
+from edda_engine import criteria
+from edda_engine.core.codec import is_storable, is_storable_id, parse
 from edda_engine.core.events import HistoryEvent
 from edda_engine.core.ports import ChannelMode, NewInstance, OutboxEvent, OutgoingMessage
 from edda_engine.core.status import Status
@@ -33,7 +32,7 @@ from edda_engine.workflow import DeclaredWorkflow, StartOptions
 
 T = TypeVar("T")
 
-MAX_PAGE = 1000
+_LONGEST_REASON = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +132,8 @@ class Client:
         :raises InstanceNotFoundError: there is none of that id.
         """
 
+        _refuse_impossible(instance_id)
+
         def look(conn: Connection) -> Instance:
             row = instances.find(conn, instance_id)
             if row is None:
@@ -160,34 +161,36 @@ class Client:
         :param started_after: ``start()`` was called at or after this aware instant; likewise *started_before*.
         :param limit: At most 1000.
         :param page_token: The ``next_page_token`` of the page before.
-        :raises UsageError: an unknown status, a naive time, or a token that is none.
+        :raises UsageError: it cannot be asked, such as an unknown status, a naive time, or a token that is none.
         """
-        if not 1 <= limit <= MAX_PAGE:
-            raise UsageError(
-                f"find_instances(limit={limit}): between 1 and {MAX_PAGE}; ask for further pages with page_token."
-            )
-        for name, moment in (("started_after", started_after), ("started_before", started_before)):
-            if moment is not None and moment.tzinfo is None:
-                raise UsageError(
-                    f"find_instances({name}={moment!r}): give an aware time, such as datetime.now(timezone.utc)."
-                )
+        asked = criteria.checked(
+            status=status,
+            workflow_name=workflow_name,
+            instance_id=instance_id,
+            input_filters=input_filters,
+            started_after=started_after,
+            started_before=started_before,
+            limit=limit,
+            page_token=page_token,
+        )
 
         def look(conn: Connection) -> Page:
             rows = instances.listed(
                 conn,
                 service=self._settings.service_name,
-                statuses=_statuses(status),
-                workflow_name=workflow_name,
-                instance_id=instance_id,
-                input_filters=input_filters,
-                started_after=started_after,
-                started_before=started_before,
-                after=_decode_token(page_token) if page_token else None,
-                limit=limit + 1,
+                statuses=asked.statuses,
+                workflow_name=asked.workflow_name,
+                instance_id=asked.instance_id,
+                input_filters=asked.input_filters,
+                started_after=asked.started_after,
+                started_before=asked.started_before,
+                after=asked.after,
+                limit=asked.limit + 1,
             )
             known = workers.live_workflows(conn)
-            found = tuple(_instance(row, known) for row in rows[:limit])
-            return Page(found, _encode_token(found[-1]) if len(rows) > limit else None)
+            found = tuple(_instance(row, known) for row in rows[: asked.limit])
+            last = found[-1] if len(rows) > asked.limit else None
+            return Page(found, None if last is None else criteria.token_of(last.created_at, last.instance_id))
 
         return self._read(look, without_tables=lambda: Page(()))
 
@@ -196,6 +199,8 @@ class Client:
 
         :raises InstanceNotFoundError: there is none of that id.
         """
+
+        _refuse_impossible(instance_id)
 
         def look(conn: Connection) -> list[HistoryEvent]:
             if instances.outcome(conn, instance_id) is None:
@@ -216,6 +221,8 @@ class Client:
         :returns: False if the instance needs no such help: it is under way, or has ended otherwise.
         :raises InstanceNotFoundError: there is none of that id.
         """
+
+        _refuse_impossible(instance_id)
 
         def take_up(conn: Connection) -> bool:
             row = instances.find(conn, instance_id)
@@ -240,6 +247,7 @@ class Client:
         :raises WorkflowFailedError: it failed.
         :raises WorkflowCancelledError: it was cancelled.
         """
+        _refuse_impossible(instance_id)
         row = self._read(lambda conn: last_run(conn, instance_id), without_tables=lambda: None)
         if row is None:
             raise InstanceNotFoundError(instance_id)
@@ -269,7 +277,14 @@ def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
 
     :returns: False if it has ended already.
     :raises InstanceNotFoundError: there is none of that id.
+    :raises UsageError: *reason* cannot be stored.
     """
+    _refuse_impossible(instance_id)
+    if reason is not None and (not is_storable(reason) or len(reason) > _LONGEST_REASON):
+        raise UsageError(
+            f"cancel(reason={reason!r:.80}): a text of at most {_LONGEST_REASON} characters is needed, without NUL or"
+            " surrogates."
+        )
     while True:
         run = instances.current_run(conn, instance_id)
         done = instances.request_cancel(conn, run, reason)
@@ -293,6 +308,15 @@ def send_with(conn: Connection, message: OutgoingMessage) -> None:
 
 def _refuse_unknown(instance_id: str) -> NoReturn:
     raise InstanceNotFoundError(instance_id)
+
+
+def _refuse_impossible(instance_id: str) -> None:
+    """What no instance can be called is not asked for: the drivers have errors of their own for it.
+
+    :raises InstanceNotFoundError: it is such an id.
+    """
+    if not is_storable_id(instance_id):
+        raise InstanceNotFoundError(instance_id)
 
 
 def _says_no_tables(error: DBAPIError) -> bool:
@@ -320,28 +344,3 @@ def _instance(row: RowMapping, known: Mapping[str, set[str]]) -> Instance:
     # Without any registered worker nothing can be said about one workflow in particular.
     is_runnable = status.is_finished or of_service is None or values["workflow_name"] in of_service
     return Instance(**values, is_runnable=is_runnable)
-
-
-def _statuses(given: Status | str | Collection[Status | str] | None) -> list[Status] | None:
-    if given is None:
-        return None
-    words = [given] if isinstance(given, str) else list(given)
-    try:
-        return [Status(word) for word in words]
-    except ValueError as error:
-        raise UsageError(f"{error}; statuses are {', '.join(Status)}.") from None
-
-
-def _encode_token(last: Instance) -> str:
-    text = json.dumps([last.created_at.isoformat(), last.instance_id])
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _decode_token(token: str) -> tuple[datetime, str]:
-    try:
-        moment, instance_id = json.loads(base64.urlsafe_b64decode(token.encode()))
-        return datetime.fromisoformat(moment), str(instance_id)
-    except ValueError as error:
-        raise UsageError(
-            f"page_token {token[:40]!r} is not one that find_instances() returned; leave it out to begin anew."
-        ) from error

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from edda_engine.core.codec import Codec, codec_for, hints_of, parse
+from edda_engine.core.codec import MAX_ID_LENGTH, Codec, codec_for, hints_of, is_name, parse
 from edda_engine.errors import ConfigurationError, DuplicateNameError, PayloadError, UnknownWorkflowError
 
 D = TypeVar("D", bound="Declaration")
@@ -163,6 +163,11 @@ class Declaration:
             )
         self.function = function
         self.name = name or function.__name__
+        if not is_name(self.name):
+            raise ConfigurationError(
+                f"@{self.kind}(name={self.name!r:.80}): a name is a text of 1 to {MAX_ID_LENGTH} characters, without control"
+                " characters."
+            )
         self.is_async = inspect.iscoroutinefunction(function)
         self.parameters = Parameters(function, self.name, reserved=reserved)
         self.place = place_of(function)

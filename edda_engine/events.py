@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar, overload
 
 from edda_engine.context import SyncWorkflowContext, WorkflowContext, body_of
-from edda_engine.core.codec import MAX_ID_LENGTH, Codec, check_size, codec_for
+from edda_engine.core.codec import MAX_ID_LENGTH, Codec, check_size, codec_for, is_name
 from edda_engine.core.events import EventType, Recorded
 from edda_engine.core.ports import EventId, OutgoingMessage, WaitKind, WaitRequest, current_place
 from edda_engine.errors import EventTimeoutError, PayloadError, UsageError
@@ -240,7 +240,7 @@ def event_message(
         check_text("send_event", "instance_id", instance_id, MAX_ID_LENGTH)
     owner = f"event {event_type!r}"
     is_binary = isinstance(data, (bytes, bytearray, memoryview))
-    data_json = None if is_binary else _ANY.encode(data, owner=owner)
+    data_json = None if is_binary else _ANY.round_trip(data, owner=owner)[0]
     data_binary = bytes(data) if is_binary else None
     check_size(data_json or data_binary or b"", max_payload_bytes, owner=owner)
     message_id = uuid.uuid4().hex
@@ -253,11 +253,13 @@ def event_message(
         "datacontenttype": datacontenttype or ("application/octet-stream" if is_binary else "application/json"),
         "extensions": dict(extensions or {}),
     }
+    metadata_json = json.dumps(metadata)
+    check_size(metadata_json, max_payload_bytes, owner=f"attributes of {owner}")
     return OutgoingMessage(
         message_id=message_id,
         kind="event",
         name=event_type,
-        metadata_json=json.dumps(metadata),
+        metadata_json=metadata_json,
         addressee=instance_id,
         data_json=data_json,
         data_binary=data_binary,
@@ -265,15 +267,12 @@ def event_message(
 
 
 def check_text(function: str, name: str, value: Any, limit: int) -> None:
-    """Refuse what is not a storable, non-empty text.
+    """Refuse what cannot be a name.
 
-    :raises UsageError: it is not.
+    :raises UsageError: it cannot.
     """
-    is_storable = isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
-    try:
-        is_storable = is_storable and bool(value.encode())
-    except UnicodeEncodeError:
-        is_storable = False
-    if not is_storable:
+    if not is_name(value, limit=limit):
         shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:79] + "…"
-        raise UsageError(f"{function}({name}={shown}): a text of 1 to {limit} characters without NUL is needed.")
+        raise UsageError(
+            f"{function}({name}={shown}): a text of 1 to {limit} characters is needed, without control characters."
+        )

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from edda_engine.core.codec import is_name
 from edda_engine.core.retrying import RetryPolicy
 from edda_engine.errors import ConfigurationError
 
@@ -71,6 +72,8 @@ class OutboxSettings:
         return cls(backend, options, float(days), concurrency)
 
 
+LONGEST_LOCK_SECONDS = 31_536_000
+
 HTTP_PUBLISHER = "edda_engine.outbox.publishers.HttpPublisher"
 _OF_THE_RELAY = ("BACKEND", "RETENTION_DAYS", "CONCURRENCY")
 
@@ -99,6 +102,7 @@ class EngineSettings(BaseModel):
     lock_timeout_seconds: float = Field(
         300.0,
         gt=0,
+        le=LONGEST_LOCK_SECONDS,
         description="How long a lease holds without renewal. Renewed every third of it while the worker lives.",
     )
     threads: int = Field(16, ge=1, le=1000, description="Sync activities that run side by side in one process.")
@@ -143,6 +147,13 @@ class EngineSettings(BaseModel):
         description="Publishes the events of the outbox: a dict with BACKEND, the dotted path of a publisher, and its options"
         " in upper case. None keeps them unpublished.",
     )
+
+    @field_validator("service_name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not is_name(value):
+            raise ValueError("it must be a text without control characters")
+        return value
 
     @field_validator("outbox", mode="before")
     @classmethod

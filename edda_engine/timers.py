@@ -14,7 +14,7 @@ from edda_engine.context import SyncWorkflowContext, WorkflowContext, body_of
 from edda_engine.core.ports import WaitKind, WaitRequest
 
 _CENTURY_SECONDS = 36525 * 86400.0
-_LAST_YEAR = 9000
+LAST_YEAR = 9000
 
 
 @overload
@@ -57,8 +57,8 @@ def sleep_until(ctx: Any, moment: datetime, timer_id: str | None = None) -> Any:
             f"sleep_until({moment!r}): the time has no zone, so it means another instant on each host. Give an aware"
             " one, such as ctx.now() + timedelta(hours=1) or datetime(..., tzinfo=UTC)."
         )
-    if moment.year > _LAST_YEAR:
-        raise ValueError(f"sleep_until({moment!r}): a time up to the year {_LAST_YEAR} can be waited for.")
+    if moment.year > LAST_YEAR:
+        raise ValueError(f"sleep_until({moment!r}): a time up to the year {LAST_YEAR} can be waited for.")
     request = WaitRequest(WaitKind.TIMER, until=moment)
     return body.wait("sleep_until", request, lambda _: None, activity_id=timer_id)
 

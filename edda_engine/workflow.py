@@ -13,10 +13,12 @@ from datetime import datetime, timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from edda_engine.context import SyncWorkflowContext, WorkflowContext
-from edda_engine.core.codec import MAX_ID_LENGTH, check_size, is_storable_id
+from edda_engine.core.codec import MAX_ID_LENGTH, check_size, is_name
 from edda_engine.core.ports import NewInstance, current_place
 from edda_engine.declarations import Declaration, Registry, source_of
 from edda_engine.errors import ConfigurationError, InvalidInputError, PayloadError, UsageError
+from edda_engine.settings import LONGEST_LOCK_SECONDS
+from edda_engine.timers import LAST_YEAR
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -291,14 +293,20 @@ def check_lock_timeout(seconds: float | None, owner: str) -> None:
     """
     if seconds is None:
         return
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
-        raise ConfigurationError(f"{owner}: lock_timeout_seconds must be a number of seconds above 0, not {seconds!r}.")
+    # One that no timestamp can hold would make every claim fail, and with it all instances of the service.
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not is_number or not 0 < seconds <= LONGEST_LOCK_SECONDS:
+        raise ConfigurationError(
+            f"{owner}: lock_timeout_seconds must be a number of seconds above 0, at most a year"
+            f" ({LONGEST_LOCK_SECONDS}), not {seconds!r:.80}."
+        )
 
 
 def _checked_id(instance_id: str) -> str:
-    if not is_storable_id(instance_id):
+    if not is_name(instance_id):
         raise UsageError(
-            f"instance_id must be a text of 1 to {MAX_ID_LENGTH} characters without NUL or surrogates, not {instance_id!r:.80}."
+            f"instance_id must be a text of 1 to {MAX_ID_LENGTH} characters, without control characters or surrogates,"
+            f" not {instance_id!r:.80}."
         )
     return instance_id
 
@@ -320,10 +328,14 @@ def _delay_seconds(options: StartOptions, name: str) -> float | None:
                 f"{name}.options(start_at={options.start_at!r}): a time without a zone is ambiguous; use"
                 " an aware one, such as datetime.now(timezone.utc) + timedelta(hours=1)."
             )
+        if not 1 < options.start_at.year <= LAST_YEAR:
+            raise UsageError(
+                f"{name}.options(start_at={options.start_at!r}): a time up to the year {LAST_YEAR} is needed."
+            )
         return None
     if options.delay is None:
         return None
-    seconds = options.delay.total_seconds() if isinstance(options.delay, timedelta) else float(options.delay)
-    if not 0 <= seconds < 1e10:
-        raise UsageError(f"{name}.options(delay={options.delay!r}): a delay is a number of seconds, 0 or more.")
-    return seconds
+    seconds = options.delay.total_seconds() if isinstance(options.delay, timedelta) else options.delay
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e10:
+        raise UsageError(f"{name}.options(delay={options.delay!r:.80}): a delay is a number of seconds, 0 or more.")
+    return float(seconds)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import sys
 import typing
 import warnings
@@ -67,6 +68,8 @@ class Codec:
             _refuse_nul(owner, path, value)
         if text.count("[") + text.count("{") > _SURELY_SHALLOW:
             _refuse_too_deep(owner, path, text)
+        if len(text) > _SURELY_READABLE and _LONG_NUMBER.search(text) is not None:
+            _refuse_unreadable(owner, path, text)
         return text
 
     def decode(self, text: str, *, owner: str, path: str = "$") -> Any:
@@ -102,9 +105,27 @@ class Codec:
 MAX_ID_LENGTH = 255
 
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
+_SURELY_READABLE = 4300
+_LONG_NUMBER = re.compile(f"[0-9]{{{_SURELY_READABLE + 1}}}")
+
+
+def is_storable(text: object) -> bool:
+    """Whether *text* can be a text in the database: without NUL or lone surrogates."""
+    return isinstance(text, str) and "\0" not in text and _is_unicode(text)
+
+
 def is_storable_id(text: object) -> bool:
     """Whether *text* can be an id in the database: 1 to 255 characters, without NUL or lone surrogates."""
-    return isinstance(text, str) and 0 < len(text) <= MAX_ID_LENGTH and "\0" not in text and _is_unicode(text)
+    return isinstance(text, str) and 0 < len(text) <= MAX_ID_LENGTH and is_storable(text)
+
+
+def is_name(text: object, *, limit: int = MAX_ID_LENGTH) -> bool:
+    """Whether *text* can be given to something as its name.
+
+    Control characters cannot: a name stands in log lines, headers and terminals, and would begin another line there.
+    """
+    return isinstance(text, str) and 0 < len(text) <= limit and is_storable(text) and _CONTROLS.search(text) is None
 
 
 def check_size(payload: str | bytes, limit: int, *, owner: str) -> None:
@@ -297,6 +318,14 @@ def _refuse_too_deep(owner: str, path: str, text: str) -> None:
         from_json("[" * _ADDED_LEVELS + text + "]" * _ADDED_LEVELS)
     except ValueError as error:
         raise PayloadError(owner, path, "is nested too deeply to be read back") from error
+
+
+def _refuse_unreadable(owner: str, path: str, text: str) -> None:
+    """Python writes longer integers than it reads; a message with one would break whoever gets it."""
+    try:
+        from_json(text)
+    except ValueError as error:
+        raise PayloadError(owner, path, f"holds an integer of more than {_SURELY_READABLE} digits") from error
 
 
 def _refuse_nul(owner: str, path: str, value: Any) -> None:

@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 from edda_engine.context import ActivityContext, WorkflowContext
-from edda_engine.core.codec import check_size, codec_for
+from edda_engine.core.codec import check_size, codec_for, is_name
 from edda_engine.core.ports import EventId, OutboxEvent
 from edda_engine.errors import UsageError
 
@@ -81,7 +81,7 @@ def outbox_event(
         type=event_type,
         source=event_source,
         content_type=content_type,
-        data_json=None if is_binary else _ANY.encode(event_data, owner=owner),
+        data_json=None if is_binary else _ANY.round_trip(event_data, owner=owner)[0],
         data_binary=bytes(event_data) if is_binary else None,
         subject=subject,
         ordering_key=ordering_key,
@@ -92,13 +92,9 @@ def outbox_event(
 
 
 def _check_text(name: str, value: object, limit: int) -> None:
-    is_storable = isinstance(value, str) and 0 < len(value) <= limit and "\0" not in value
-    try:
-        is_storable = is_storable and bool(str(value).encode())
-    except UnicodeEncodeError:
-        is_storable = False
-    if not is_storable:
+    if not is_name(value, limit=limit):
         shown = repr(value) if len(repr(value)) <= 80 else repr(value)[:79] + "…"
         raise UsageError(
-            f"send_event_transactional({name}={shown}): a text of 1 to {limit} characters without NUL is needed."
+            f"send_event_transactional({name}={shown}): a text of 1 to {limit} characters is needed, without control"
+            " characters."
         )

@@ -6,7 +6,6 @@ it; a running instance's ``wake_at`` is the end of its lease, so an expired leas
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,13 +26,12 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import JSONB
 
 from edda_engine.core.codec import parse
 from edda_engine.core.status import FINISHED, Status
 from edda_engine.storage import channels, waits
+from edda_engine.storage.documents import json_equals
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import definitions, instances, workers
 from edda_engine.storage.types import clock, clock_plus
@@ -272,13 +270,13 @@ def listed(
     statuses: Collection[Status] | None,
     workflow_name: str | None,
     instance_id: str | None,
-    input_filters: Mapping[str, Any] | None,
+    input_filters: Mapping[str, str],
     started_after: datetime | None,
     started_before: datetime | None,
     after: tuple[datetime, str] | None,
     limit: int,
 ) -> Sequence[RowMapping]:
-    """Instances that match, newest first, after a known one."""
+    """Instances that match, newest first, after a known one. *input_filters*: JSON texts by dotted path."""
     query: Select[Any] = select(*_LISTED).order_by(_C.created_at.desc(), _C.instance_id.desc()).limit(limit)
     if service is not None:
         query = query.where(_C.service == service)
@@ -297,27 +295,9 @@ def listed(
         query = query.where(
             or_(_C.created_at < created_at, and_(_C.created_at == created_at, _C.instance_id < last_id))
         )
-    for path, wanted in (input_filters or {}).items():
-        query = query.where(_input_equals(conn.dialect.name, path, wanted))
+    for path, wanted in input_filters.items():
+        query = query.where(json_equals(conn.dialect.name, _C.input, path.split("."), wanted))
     return conn.execute(query).mappings().all()
-
-
-def _input_equals(dialect: str, path: str, wanted: Any) -> Any:
-    """``input.a.b = wanted``, for a dotted path."""
-    steps = path.split(".")
-    if dialect == "postgresql":
-        document = sql_cast(_C.input, JSONB)
-        found = func.jsonb_extract_path(document, *steps, type_=JSONB)
-        return found == sql_cast(literal(json.dumps(wanted)), JSONB)
-    location = "$" + "".join(f'."{step}"' for step in steps)
-    found = func.json_extract(_C.input, location)
-    if isinstance(wanted, (dict, list)):
-        return found == func.json(json.dumps(wanted))
-    if isinstance(wanted, bool):
-        return func.json_type(_C.input, location) == ("true" if wanted else "false")
-    if wanted is None:
-        return func.json_type(_C.input, location) == "null"
-    return and_(found == wanted, func.json_type(_C.input, location).not_in(["true", "false"]))
 
 
 def unclaimable(conn: Connection, service: str) -> list[tuple[str, int]]:
