@@ -210,8 +210,13 @@ class StepWork:
             )
             return attempt, await within_time(self._activity, future, transaction)
         future = loop.create_future()
+        begun: asyncio.Future[None] | None = None if self._activity.timeout_seconds is None else loop.create_future()
 
         def job() -> None:
+            if transaction.is_refused:
+                return  # given up while it waited for a thread: it is not even begun
+            if begun is not None:
+                tell(loop, begun, None)
             try:
                 ending = fresh.run(attempt.run, place.environment, self._args, self._kwargs, make_step)
                 if isinstance(ending, attempts.Returned):
@@ -222,7 +227,7 @@ class StepWork:
                 tell(loop, future, error)
 
         place.threads.put(job)
-        return attempt, await within_time(self._activity, future, transaction)
+        return attempt, await within_time(self._activity, future, transaction, begun=begun)
 
     def _hand_over(
         self, attempt: attempts.Attempt, returned: attempts.Returned, future: asyncio.Future[attempts.Ending]

@@ -15,16 +15,23 @@ from edda_engine.runtime.transactions import AttemptTransaction
 
 
 async def within_time(
-    activity: Activity[..., Any], future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction
+    activity: Activity[..., Any],
+    future: asyncio.Future[attempts.Ending],
+    transaction: AttemptTransaction,
+    *,
+    begun: asyncio.Future[None] | None = None,
 ) -> attempts.Ending:
-    """Wait for an attempt to end, at most for the activity's ``timeout_seconds``.
+    """Wait for an attempt to end, at most for the activity's ``timeout_seconds`` from when it has *begun*.
 
+    :param begun: Resolved when a thread has taken the attempt up; the time before does not count.
     :raises asyncio.CancelledError: the body has given the attempt up, and nothing of it will be saved.
     """
     limit = activity.timeout_seconds
     if limit is None:
         return await _uninterrupted(future, transaction)
     try:
+        if begun is not None:
+            await asyncio.wait({begun, future}, return_when=asyncio.FIRST_COMPLETED)
         done, _ = await asyncio.wait({future}, timeout=limit)
     except asyncio.CancelledError:
         return await _given_up(future, transaction)

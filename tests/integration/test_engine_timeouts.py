@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edda_engine import WorkflowContext, activity, send_event_transactional, workflow
+from edda_engine import RetryPolicy, WorkflowContext, activity, send_event_transactional, workflow
 from tests.integration.engines import SOON, Gate, Tables, edda, until, write_note, write_note_async
 
 LIMIT = 0.3
@@ -200,3 +200,67 @@ def test_an_attempt_within_its_time_is_not_disturbed(database_url: str, tables: 
 
     assert asyncio.run(main()) == 1
     assert tables.notes() == ["once"]
+
+
+def test_the_time_that_an_attempt_waits_for_a_thread_does_not_count(database_url: str) -> None:
+    gate = Gate()
+    runs: list[int] = []
+
+    @activity
+    def occupies(ctx: WorkflowContext) -> None:
+        gate.hold()
+
+    @activity(retry_policy=RetryPolicy(max_attempts=1), timeout_seconds=LIMIT)
+    def waits_for_the_thread(ctx: WorkflowContext) -> str:
+        runs.append(ctx.attempt)
+        return "in time"
+
+    @workflow
+    async def both(ctx: WorkflowContext) -> str:
+        _, second = await asyncio.gather(occupies(ctx), waits_for_the_thread(ctx))
+        return second
+
+    async def main() -> str:
+        async with edda(database_url, threads=1) as app:
+            instance_id = await app.start(both)
+            await gate.is_reached()
+            asyncio.get_running_loop().call_later(3 * LIMIT, gate.open)
+            return await app.result(instance_id, timeout=20)
+
+    assert asyncio.run(main()) == "in time"
+    assert runs == [1]
+
+
+def test_an_attempt_that_is_given_up_before_a_thread_takes_it_never_begins(database_url: str) -> None:
+    gate = Gate()
+    runs: list[str] = []
+
+    @activity
+    def occupies(ctx: WorkflowContext) -> None:
+        gate.hold()
+
+    @activity
+    def is_given_up(ctx: WorkflowContext) -> None:
+        runs.append("begun")
+
+    @activity
+    def comes_after(ctx: WorkflowContext) -> None:
+        runs.append("after")
+
+    @workflow
+    async def gives_up(ctx: WorkflowContext) -> None:
+        occupied = asyncio.create_task(occupies(ctx))
+        task = asyncio.create_task(is_given_up(ctx))
+        await gate.is_reached()
+        task.cancel()
+        await asyncio.wait({task})
+        gate.open()
+        await occupied
+        await comes_after(ctx)
+
+    async def main() -> None:
+        async with edda(database_url, threads=1) as app:
+            await app.result(await app.start(gives_up), timeout=20)
+
+    asyncio.run(main())
+    assert runs == ["after"]
