@@ -31,7 +31,8 @@ async def within_time(
         return await _uninterrupted(future, transaction)
     try:
         if begun is not None:
-            await asyncio.wait({begun, future}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {begun, future}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         done, _ = await asyncio.wait({future}, timeout=limit)
     except asyncio.CancelledError:
         return await _given_up(future, transaction)
