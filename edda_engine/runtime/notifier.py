@@ -3,7 +3,8 @@
 How it thinks. A request's thread only leaves a note; a thread of ours sends it, so that no commit of a user waits for
 a notification and no transaction of a user contains one. Many notes within a few milliseconds become one: the first is
 sent at once, what comes meanwhile a moment later. The thread and its connection are made for the first note and end
-when there has been none for a while, so a process that seldom starts something holds nothing.
+when there has been none for a while, so a process that seldom starts something holds nothing. Beside an engine no
+connection is kept: one of the engine's is used for a moment, so that its process needs no more than it says.
 
 A note may be lost, with the process or the connection. Then the workers find the work when they next look by
 themselves. On SQLite nothing is sent: there every process sees that the file has changed.
@@ -39,6 +40,8 @@ class Notifier:
 
     def __init__(self, find_database: Callable[[], Database], *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._find_database, self._idle_seconds = find_database, idle_seconds
+        self.is_beside_engine = False
+        """Set by the engine of this process while it runs."""
         self._begin_anew()
         _everywhere.add(self)
 
@@ -65,7 +68,8 @@ class Notifier:
         if self._find_database().is_sqlite:
             return
         if self._pid != os.getpid():
-            self._begin_anew()  # a child of fork(): the thread is the parent's
+            self.is_beside_engine = False
+            self._begin_anew()  # a child of fork(): the thread, and the engine, are the parent's
         with self._changed:
             self._noted.add((channel, payload))
             if self._thread is None:
@@ -93,6 +97,9 @@ class Notifier:
         try:
             while notes := self._next_notes():
                 conn = self._send(conn, notes)
+                if conn is not None and self.is_beside_engine:
+                    conn.close()  # back into the pool
+                    conn = None
                 with self._changed:
                     self._changed.wait_for(lambda: self._is_closing, TOGETHER_SECONDS)
         finally:

@@ -2,7 +2,8 @@
 
 How it thinks. There are two pools on one database. The *shared* engine is the application's own; activities,
 views and questions use it. The *service* engine has the same settings and a pool of its own, so that the
-committer never waits behind the application's connections; it needs at most three.
+committer never waits behind the application's connections; it opens at most three: one that the sign of life keeps, and
+two that the others use in turn.
 
 SQLite admits one writer. Connections that write for us begin with ``BEGIN IMMEDIATE`` (an execution option
 tells), so that a lock is waited for at the start and never lost in the middle; all others are left as the
@@ -29,6 +30,10 @@ from edda_engine.errors import ConfigurationError
 T = TypeVar("T")
 
 WRITE_OPTION = "edda_write"
+MOST_CONNECTIONS = 3
+"""Of the service engine, in each process."""
+OUR_NAME = "edda"
+_NAME_BYTES = 63
 _BUSY_TIMEOUT_MS = 60_000
 _PYTHON_DEFAULT_BUSY_MS = 5_000
 
@@ -105,9 +110,11 @@ class Database:
             self.after_fork()
         with self._making:
             if self._service is None:
-                self._service = create_engine(self.engine.url, pool=_room_for_three(self.engine.pool.recreate()))
+                self._service = create_engine(self.engine.url, pool=_of_three(self.engine.pool.recreate()))
                 if self.is_sqlite:
                     configure_sqlite(self._service)
+                else:
+                    _name_connections(self._service)
             return self._service
 
     @contextmanager
@@ -222,11 +229,26 @@ def may_be_repeated(error: BaseException) -> bool:
     return is_outage(error) or (sqlstate is not None and str(sqlstate).startswith(_CONFLICT_SQLSTATES))
 
 
-def _room_for_three(pool: Pool) -> Pool:
-    """The engine keeps a connection for its committer, its sign of life and its questions, each for long."""
-    if isinstance(pool, QueuePool) and 0 <= pool._max_overflow < 3:
-        pool._max_overflow = 3
+def _of_three(pool: Pool) -> Pool:
+    """Whatever sizes the application has chosen for its own: too few would let the engine wait for itself."""
+    if isinstance(pool, QueuePool):
+        pool._overflow, pool._max_overflow = -MOST_CONNECTIONS, 0
     return pool
+
+
+def _name_connections(engine: Engine) -> None:
+    """Let ``pg_stat_activity`` tell the engine's own connections from the application's: ``shop edda`` beside ``shop``."""
+
+    @event.listens_for(engine, "connect")
+    def _add_our_name(dbapi_connection: Any, _record: Any) -> None:
+        named = getattr(getattr(dbapi_connection, "info", None), "parameter_status", None)
+        if named is None:
+            return  # a driver that does not tell; the name is a comfort
+        before, dbapi_connection.autocommit = dbapi_connection.autocommit, True
+        name = f"{named('application_name') or ''} {OUR_NAME}".strip()
+        with dbapi_connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('application_name', %s, false)", (name[-_NAME_BYTES:],))
+        dbapi_connection.autocommit = before
 
 
 def _nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,17 +25,20 @@ class Listener:
 
     def __init__(self, conn: psycopg.Connection[Any]) -> None:
         self._conn = conn
+        self._heard: deque[tuple[str, str]] = deque()  # several may come in one packet
         for channel in (WAKE_CHANNEL, OUTBOX_CHANNEL):
             conn.execute(f"LISTEN {channel}".encode())
 
     def next(self) -> tuple[str, str]:
         """Wait for a notification."""
-        (found,) = self._conn.notifies(timeout=20, stop_after=1)
-        return found.channel, found.payload
+        if not self._heard:
+            self._heard += [(each.channel, each.payload) for each in self._conn.notifies(timeout=20, stop_after=1)]
+        return self._heard.popleft()
 
     def rest(self, seconds: float = 0.3) -> list[tuple[str, str]]:
         """All that have come, until nothing comes for a while."""
-        found: list[tuple[str, str]] = []
+        found = list(self._heard)
+        self._heard.clear()
         while more := [(each.channel, each.payload) for each in self._conn.notifies(timeout=seconds)]:
             found += more
         return found
