@@ -59,7 +59,6 @@ class Application:
         self._app = app
         self._source = source
         self.conditions = Conditions(probe=probe)
-        """What the next engine of this process runs under."""
         self._lock = threading.Lock()
         self._pid = self._made_by_pid = os.getpid()
         self._database: Database | None = None
@@ -284,11 +283,6 @@ class Application:
         """Whether an engine was started in this very process."""
         alive = self._loop_thread is not None and self._loop_thread.is_alive
         return alive and self._engine is not None and self._pid == os.getpid()
-
-    @property
-    def engine(self) -> Engine | None:
-        """The engine of this process, or ``None``; made a moment after it was asked for."""
-        return self._engine
 
     @property
     def worker_id(self) -> str | None:

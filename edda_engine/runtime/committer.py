@@ -21,7 +21,7 @@ from typing import Any
 
 from edda_engine.runtime.handing import resolve
 from edda_engine.runtime.probes import Probe, no_probe
-from edda_engine.storage.commit import BatchOutcome, Busy, HeldUnit, Outcome, Start, Unit, commit_units
+from edda_engine.storage.commit import BatchOutcome, Busy, HeldUnit, LeaseLost, Outcome, Start, Unit, commit_units
 from edda_engine.storage.database import Database, is_outage, may_be_repeated
 
 _log = logging.getLogger(__name__)
@@ -65,12 +65,19 @@ class Committer:
     async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit and say what became of it.
 
+        What cannot be written while this worker stops and the database is away is written by whoever goes on.
+
         :raises Exception: the database, or its driver, refuses this unit.
         """
         assert self._loop is not None
         future: asyncio.Future[Outcome] = self._loop.create_future()
         self.put(unit, partial(resolve, future))
-        return await future
+        try:
+            return await future
+        except Exception as error:
+            if is_outage(error) and self._stopping.is_set():
+                return LeaseLost()
+            raise
 
     def put(self, unit: Unit, resolve: Resolve) -> None:
         """Write one unit, and tell on the loop what became of it; from any thread."""

@@ -149,7 +149,6 @@ class Engine:
         await self._prepare_database()
         self.committer.start()
         await self._liveness.start()
-        self._notifier.is_beside_engine = True
         await self._recovery.register()
         self._claiming = _keep_running("claimer", lambda: self._claimer.work(self.executor))
         self._services = [
@@ -221,9 +220,10 @@ class Engine:
     @property
     def is_at_rest(self) -> bool:
         """Whether nothing goes on here by itself before time passes or something is sent; ask on the loop."""
+        runs = self.executor.held.values()
+        only_pause = all(run.is_quiet and (run.pauses.naps or run.pauses.has_long) for run in runs)
         is_publishing = self._relay is not None and self._relay.is_publishing
-        is_writing = self.committer.pending > 0
-        return self.is_ready.is_set() and self.executor.is_at_rest and not is_writing and not is_publishing
+        return self.is_ready.is_set() and only_pause and self.committer.pending == 0 and not is_publishing
 
     def ask_to_stop(self, instance_id: str) -> None:
         """Tell a run of this worker, if there is one, that its instance was cancelled; safe from any thread.
@@ -273,7 +273,6 @@ class Engine:
         if self._file_watch is not None:
             await self._file_watch.stop()
         await self._liveness.stop()
-        self._notifier.is_beside_engine = False
         await asyncio.to_thread(self._notifier.close)
         self._service.close()
         self._threads.shutdown(cancel_futures=True)

@@ -133,11 +133,6 @@ class Executor:
         """Whether a held run waits for messages while it does something else as well."""
         return any(run.pauses.may_get_mail for run in self.held.values())
 
-    @property
-    def is_at_rest(self) -> bool:
-        """Whether all held runs only pause."""
-        return all(run.is_quiet and (run.pauses.naps or run.pauses.has_long) for run in self.held.values())
-
     def mail_has_come(self) -> None:
         """Look which waits of held runs something has come for; nobody makes a held instance due."""
         self._spawn(self._look_for_mail())
