@@ -149,6 +149,7 @@ class Engine:
         await self._prepare_database()
         self.committer.start()
         await self._liveness.start()
+        self._notifier.is_beside_engine = True
         await self._recovery.register()
         self._claiming = _keep_running("claimer", lambda: self._claimer.work(self.executor))
         self._services = [
@@ -273,6 +274,7 @@ class Engine:
         if self._file_watch is not None:
             await self._file_watch.stop()
         await self._liveness.stop()
+        self._notifier.is_beside_engine = False
         await asyncio.to_thread(self._notifier.close)
         self._service.close()
         self._threads.shutdown(cancel_futures=True)
