@@ -23,7 +23,7 @@ from edda_engine.storage import migrate
 from edda_engine.storage.database import is_outage
 from edda_engine.version import __version__
 from edda_engine.workflow import StartOptions, workflows
-from edda_wsgi import cli_outbox, cli_talking, health, lifecycle
+from edda_wsgi import cli_outbox, cli_talking, health, lifecycle, terminal
 from edda_wsgi.application import Application
 from edda_wsgi.loading import import_modules, load_check, load_hooks
 from edda_wsgi.settings import names
@@ -120,8 +120,8 @@ def list_(
         return
     rows = [
         (
-            found.instance_id,
-            found.workflow_name,
+            terminal.visible(found.instance_id),
+            terminal.visible(found.workflow_name),
             click.style(found.status, fg=_COLOURS.get(found.status)),
             _ago(found.created_at),
             _remark(found),
@@ -143,7 +143,9 @@ def show(instance_id: str, as_json: bool) -> None:
     if as_json:
         _print_json({"instance": _plain(found), "history": [_plain(event) for event in events]})
         return
-    click.echo(f"{click.style(found.workflow_name, bold=True)}  {found.instance_id}")
+    click.echo(
+        f"{click.style(terminal.visible(found.workflow_name), bold=True)}  {terminal.visible(found.instance_id)}"
+    )
     facts = [
         (
             "status",
@@ -156,7 +158,7 @@ def show(instance_id: str, as_json: bool) -> None:
         ("ended", f"{found.completed_at:%Y-%m-%d %H:%M:%S} UTC" if found.completed_at else None),
         ("due", f"{found.wake_at:%Y-%m-%d %H:%M:%S} UTC" if found.wake_at and not found.locked_by else None),
         ("worker", f"{found.locked_by}, lease until {found.lock_expires_at:%H:%M:%S} UTC" if found.locked_by else None),
-        ("reason", found.cancel_reason),
+        ("reason", None if found.cancel_reason is None else terminal.visible(found.cancel_reason)),
     ]
     for name, value in facts:
         if value is not None:
@@ -168,7 +170,7 @@ def show(instance_id: str, as_json: bool) -> None:
         click.echo("  (no step is recorded yet)")
     if found.error is not None:
         click.echo()
-        click.secho(f"  {found.error_summary}", fg="red")
+        click.secho(f"  {terminal.visible_lines(found.error_summary or '')}", fg="red")
         if found.error.get("traceback"):
             click.echo(_indented(found.error["traceback"]))
 
@@ -185,9 +187,10 @@ def start(name: str, input_json: str, instance_id: str | None, delay: float | No
     import_modules(application.settings.workflows)
     try:
         arguments = json.loads(input_json)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise click.BadParameter(
-            f"not JSON ({error}); for example --input '{{\"order_id\": 7}}'", param_hint="--input"
+            f"not JSON ({cli_talking.why_not_json(error)}); for example --input '{{\"order_id\": 7}}'",
+            param_hint="--input",
         ) from None
     if not isinstance(arguments, dict):
         raise click.BadParameter(
@@ -312,11 +315,11 @@ def _shown_url(application: Application) -> str:
 
 def _remark(found: Instance) -> str:
     if found.is_blocked:
-        return f"blocked: {cli_talking.short_text(found.error_summary or 'nobody takes it up')}; see `flask edda retry`"
+        return f"blocked: {terminal.short(found.error_summary or 'nobody takes it up')}; see `flask edda retry`"
     if not found.is_runnable:
         return "no live worker knows this workflow"
     if found.status is Status.FAILED:
-        return cli_talking.short_text(found.error_summary or "")
+        return terminal.short(found.error_summary or "")
     if found.status is Status.RUNNING and found.locked_by is None:
         return "waits for a worker"
     if found.cancel_requested_at and not found.status.is_finished:
@@ -330,7 +333,7 @@ def _timeline_line(event: HistoryEvent, since: datetime) -> str:
     seconds = (event.created_at - since).total_seconds()
     failed = event.event_type.endswith("Failed")
     mark = click.style("x" if failed else "+", fg="red" if failed else "green")
-    line = f"  {seconds:>9.3f} s  {mark}  {event.activity_id:<28} {cli_talking.told(event)}"
+    line = f"  {seconds:>9.3f} s  {mark}  {terminal.visible(event.activity_id):<28} {cli_talking.told(event)}"
     metadata = event.event_data.get("retry_metadata")
     if metadata:
         line += click.style(f"  ({metadata['total_attempts']} attempts, {metadata['total_duration_ms']} ms)", dim=True)
@@ -372,9 +375,9 @@ def _ago(moment: datetime) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    return "\n".join(f"    {line}" for line in terminal.visible_lines(text).split("\n"))
 
 
 def _fail(message: str) -> NoReturn:
-    click.secho(f"Error: {message}", fg="red", err=True)
+    click.secho(f"Error: {terminal.visible_lines(message)}", fg="red", err=True)
     sys.exit(_EXIT_PROBLEM)

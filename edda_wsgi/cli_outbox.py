@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from edda_engine.errors import UsageError
 from edda_engine.storage import outbox_upkeep
 from edda_engine.storage.outbox_upkeep import STATUSES, OutboxEntry
+from edda_wsgi import terminal
 from edda_wsgi.application import Application
 
 T = TypeVar("T")
@@ -42,7 +43,8 @@ def list_(statuses: Sequence[str], limit: int, as_json: bool) -> None:
         click.echo("No events match.")
     for entry in entries:
         status = click.style(f"{entry.status:<10}", fg=_COLOURS[entry.status])
-        click.echo(f"{entry.event_id:<36}  {status}  {entry.type}{_of_key(entry)}  {_remark(entry)}".rstrip())
+        what = terminal.visible(entry.type + _of_key(entry))
+        click.echo(f"{entry.event_id:<36}  {status}  {what}  {_remark(entry)}".rstrip())
 
 
 @click.argument("event_ids", metavar="[EVENT_ID]...", nargs=-1)
@@ -117,7 +119,7 @@ def _refuse_unknown(application: Application, event_ids: Sequence[str]) -> None:
         unknown = set(event_ids) - outbox_upkeep.existing(conn, event_ids)
     if unknown:
         raise UsageError(
-            f"The outbox has no event {', '.join(sorted(unknown))}; nothing was changed. `flask edda outbox list`"
+            f"The outbox has no event {', '.join(map(terminal.visible, sorted(unknown)))}; nothing was changed. `flask edda outbox list`"
             " shows what there is; published events are deleted after RETENTION_DAYS."
         )
 
@@ -139,8 +141,7 @@ def _of_key(entry: OutboxEntry) -> str:
 
 
 def _remark(entry: OutboxEntry) -> str:
-    told = " ".join((entry.last_error or "").split())
-    told = told if len(told) <= 100 else told[:99] + "…"
+    told = terminal.short(entry.last_error or "")
     tries = f"{entry.attempts} {'try' if entry.attempts == 1 else 'tries'}" if entry.attempts else ""
     soon = ""
     if entry.status == "pending" and entry.attempts and entry.next_attempt_at is not None:

@@ -12,7 +12,7 @@ import click
 from flask import current_app
 
 from edda_engine.core.events import EventType, HistoryEvent
-from edda_wsgi import talking
+from edda_wsgi import talking, terminal
 from edda_wsgi.application import Application
 
 _EXAMPLE = "--data '{\"order_id\": 7}'"
@@ -38,10 +38,10 @@ def told(event: HistoryEvent) -> str:
     result = event.event_data.get("result")
     match event.event_type:
         case EventType.ACTIVITY_FAILED:
-            return str(event.event_data.get("error", {}).get("message"))
+            return terminal.visible(str(event.event_data.get("error", {}).get("message")))
         case EventType.EVENT_RECEIVED | EventType.MESSAGE_RECEIVED if isinstance(result, dict):
             content = short(result["data"]) if "data" in result else "some bytes"
-            return f"{result['name']} {content}"
+            return f"{terminal.visible(result['name'])} {content}"
         case EventType.SUBSCRIBED | EventType.UNSUBSCRIBED:
             return short(event.event_data.get("input"))
         case EventType.TIMER_FIRED | EventType.WAIT_TIMED_OUT | EventType.WAIT_WITHDRAWN:
@@ -54,22 +54,23 @@ def told(event: HistoryEvent) -> str:
 
 def short(value: Any) -> str:
     """A JSON value on one line."""
-    return short_text(json.dumps(value, default=str, ensure_ascii=False))
+    return terminal.short(json.dumps(value, default=str, ensure_ascii=False))
 
 
-def short_text(text: str) -> str:
-    """A text on one line, cut if it is long."""
-    text = " ".join(text.split())
-    return text if len(text) <= 100 else text[:99] + "…"
+def why_not_json(error: ValueError | RecursionError) -> str:
+    """What was wrong with a text that ``json.loads`` did not read, in a few words."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "an integer of too many digits" if "digits" in str(error) else str(error)
 
 
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        hint = f"{error}" if str(error) else "nested too deeply"
         raise click.BadParameter(
-            f"not JSON ({hint}); for example {_EXAMPLE}, and --data '\"text\"' for a text", param_hint="--data"
+            f"not JSON ({why_not_json(error)}); for example {_EXAMPLE}, and --data '\"text\"' for a text",
+            param_hint="--data",
         ) from None
 
 
