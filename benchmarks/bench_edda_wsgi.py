@@ -2,6 +2,7 @@
 
     bench_edda_wsgi.py --db postgresql://... [--concurrency 16] [--opt body=async] [--opt start=view] [--opt profile=FOLDER]
 
+``step``    ``plain`` (the default), or ``write``: each step inserts one row through ``db.session``.
 ``body``    ``def`` (the default; the very text of the other program) or ``async``.
 ``start``   ``own``: a transaction of its own (the default). ``view``: joins ``db.session``, which then commits.
 ``profile`` write a CPU profile of each thread there; figures of such a run are not throughput.
@@ -17,6 +18,7 @@ import profiling
 from common import RESULT_TIMEOUT_SECONDS, arguments, fresh_database, leave, throughput, with_driver
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.orm import Mapped, mapped_column
 
 from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
 
@@ -29,11 +31,28 @@ def act(ctx: WorkflowContext, i: int) -> dict[str, Any]:
     return {"i": i, "ok": True}
 
 
+class Row(db.Model):  # type: ignore[name-defined]
+    """What a writing step leaves behind."""
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+
+
+@activity
+def insert(ctx: WorkflowContext, i: int) -> dict[str, Any]:
+    db.session.add(Row(number=i))
+    db.session.commit()
+    return {"i": i, "ok": True}
+
+
+step = insert if given.options.get("step") == "write" else act
+
+
 @workflow
 def chain(ctx: SyncWorkflowContext, steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for i in range(steps):
-        found = act(ctx, i)
+        found = step(ctx, i)
     return found
 
 
@@ -41,7 +60,7 @@ def chain(ctx: SyncWorkflowContext, steps: int) -> dict[str, Any]:
 async def chain_async(ctx: WorkflowContext, steps: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for i in range(steps):
-        found = await act(ctx, i)
+        found = await step(ctx, i)
     return found
 
 
@@ -56,6 +75,8 @@ def main() -> None:
     db.init_app(app)
     profiles = profiling.ThreadProfiles() if "profile" in given.options else None
     edda = EddaFlask(app, db=db, **({"probe": profiles.probe} if profiles else {}))
+    with app.app_context():
+        db.create_all()
     edda.start_worker()
 
     body = given.options.get("body", "def")
@@ -73,7 +94,12 @@ def main() -> None:
 
     expected = {"i": given.steps - 1, "ok": True}
     throughput(
-        one, expected=expected, given=given, system="edda", version=version("edda-wsgi"), mode=f"{body}, start={start}"
+        one,
+        expected=expected,
+        given=given,
+        system="edda",
+        version=version("edda-wsgi"),
+        mode=f"{body}, start={start}, step={given.options.get('step', 'plain')}",
     )
     if profiles is not None:
         edda.shutdown()

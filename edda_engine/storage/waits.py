@@ -124,7 +124,8 @@ def forget(conn: Connection, keys: Collection[tuple[str, str]]) -> None:
 
 def forget_instances(conn: Connection, instance_ids: Collection[str]) -> None:
     """Every wait of these instances is over; messages of a queue that were meant for them go back to it."""
-    _forget(conn, _C.instance_id.in_(instance_ids))
+    if instance_ids:
+        _forget(conn, _C.instance_id.in_(instance_ids))
 
 
 def _forget(conn: Connection, which: ColumnElement[bool]) -> None:
