@@ -20,6 +20,7 @@ from typing import Any
 from flask import Flask, has_app_context
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from edda_engine.client import Client, cancel_with
 from edda_engine.core.ports import NewInstance, current_place
@@ -240,16 +241,17 @@ class Application:
             self._engine.ask_to_stop(instance_id)
         self.completions.announce(instance_id)
 
-    def _session_for(self, given: Any) -> Any:
+    def _session_for(self, given: Any) -> Session | None:
         """The session that a change joins, or ``None`` for a transaction of its own."""
         if given is not UNSET:
-            return given
+            return None if given is None else starts.session_given(given)
         if (joined := joining.get()) is not None:
-            return joined.session()
+            return starts.session_given(joined.session())
         if self._source is None or not has_app_context() or current_place.get() is not None:
             return None
         source = self.session_source
-        return source.current() if source is not None else None
+        current = source.current() if source is not None else None
+        return None if current is None else starts.session_given(current)
 
     # Results.
 

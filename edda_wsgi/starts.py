@@ -14,8 +14,10 @@ from typing import Any
 
 from flask import g, has_app_context
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 
+from edda_engine.errors import UsageError
 from edda_wsgi.joining import joining
 
 _log = logging.getLogger(__name__)
@@ -88,6 +90,25 @@ class Unsaved:
             # Rolled back on purpose: not lost, although the end of the transaction was told first.
             self._lost = [instance_id for instance_id in self._lost if instance_id not in self._closed]
             self._changes = []
+
+
+def session_given(given: Any) -> Session:
+    """The session that was given as ``session=``; of Flask-SQLAlchemy's ``db.session`` the one of this context.
+
+    :raises UsageError: it is no session.
+    """
+    found = given() if isinstance(given, scoped_session) else given
+    if isinstance(found, Session):
+        return found
+    if isinstance(found, AsyncSession):
+        raise UsageError(
+            "session= takes an SQLAlchemy Session, not an AsyncSession. In an async activity leave session= out: the change"
+            " is then part of its step."
+        )
+    raise UsageError(
+        f"session= takes an SQLAlchemy Session, such as db.session, or None to commit at once, not {type(found).__name__}."
+        " Leave it out to join the session of the current app context."
+    )
 
 
 def connection_of(session: Session, engine: Engine) -> Connection:
