@@ -3,7 +3,8 @@
 How it thinks. The application's session class gets a mixin whose ``get_bind`` asks where it is called from. In a
 request it answers as before. In a sync activity it answers with the connection of that attempt's transaction,
 opened and begun by the first SQL. The session factory gets ``join_transaction_mode="create_savepoint"``, so
-``commit()`` and ``rollback()`` there end savepoints, nothing more. In a workflow body it refuses.
+``commit()`` and ``rollback()`` there end savepoints, nothing more. In a workflow body it refuses, and in an async
+activity: there already ``add()``, because what is only pending would never be flushed.
 
 Flask-SQLAlchemy, Flask-SQLAlchemy-Lite and plain sessionmakers differ only in where the factory and the current
 session are found; that is what a :class:`SessionSource` knows.
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session, object_mapper, scoped_session, sessionmaker
 
 from edda_engine.core.ports import current_place
 from edda_engine.errors import ConfigurationError, UsageError
@@ -42,7 +43,8 @@ class SharesTransaction:
         if place.is_async:
             raise UsageError(
                 f"db.session was used in the async activity {place.activity_id!r}, where it would block the event loop."
-                " Use `await ctx.session.execute(...)`, or make the activity a plain def."
+                " Use ctx.session, with `ctx.session.add(...)` and `await ctx.session.execute(...)`, or make the activity a"
+                " plain def."
             )
         return place.transaction.connection()
 
@@ -56,12 +58,20 @@ def _refuse_in_body() -> None:
         )
 
 
+def _refuse_what_nobody_flushes(session: Session, instance: object) -> None:
+    """Before an object comes into a session: in an async activity, ask what its flush would use, which refuses."""
+    place = current_place.get()
+    if isinstance(place, Attempt) and place.is_async:
+        session.get_bind(object_mapper(instance))
+
+
 def share(factory: sessionmaker[Any]) -> None:
     """Make the sessions of *factory* join the transaction of an activity; safe to call again."""
     if issubclass(factory.class_, SharesTransaction):
         return
     factory.class_ = type(factory.class_.__name__, (SharesTransaction, factory.class_), {})
     factory.configure(join_transaction_mode="create_savepoint")
+    event.listen(factory, "before_attach", _refuse_what_nobody_flushes)
 
 
 class SessionSource(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select, text, update
@@ -401,6 +402,27 @@ def test_a_model_on_another_bind_of_flask_sqlalchemy_is_outside_the_transaction(
             shop.db.engines["other"].dispose()
 
 
+def test_a_model_on_another_bind_is_left_alone_in_an_async_activity(sqlite_url: str, tmp_path: Path) -> None:
+    other_url = f"sqlite:///{tmp_path / 'other.db'}"
+    with open_shop(sqlite_url, config={"SQLALCHEMY_BINDS": {"other": other_url}}) as shop:
+
+        class Visit(shop.db.Model):  # type: ignore[name-defined,misc]
+            __bind_key__ = "other"
+            id = shop.db.Column(shop.db.Integer, primary_key=True)
+
+        with shop.app.app_context():
+            shop.db.create_all(bind_key="other")
+
+        async def write(ctx: WorkflowContext) -> int:
+            shop.db.session.add(Visit(id=7))
+            shop.db.session.commit()
+            return shop.db.session.query(Visit).count()
+
+        assert shop.run(write) == 1
+        with shop.app.app_context():
+            shop.db.engines["other"].dispose()
+
+
 # Connections and transactions.
 
 
@@ -550,6 +572,20 @@ def test_the_application_session_is_refused_in_an_async_activity(shop: Shop) -> 
 
     with pytest.raises(WorkflowFailedError, match=r"was used in the async activity 'blocks_the_loop:1'.*ctx\.session"):
         shop.run(blocks_the_loop)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_add_to_the_application_session_in_an_async_activity_is_refused_instead_of_lost(
+    sqlite_url: str, kind: str
+) -> None:
+    with open_shop(sqlite_url, kind=kind) as shop:
+
+        async def write(ctx: WorkflowContext) -> None:
+            session = shop.db() if kind == SESSIONMAKER else shop.session(ctx)
+            session.add(Note(text="never flushed"))
+
+        with pytest.raises(WorkflowFailedError, match=r"async activity 'write:1'.*ctx\.session\.add\(\.\.\.\)"):
+            shop.run(write)
 
 
 def test_ctx_session_of_an_async_activity_is_saved_with_its_step(shop: Shop) -> None:
