@@ -51,7 +51,7 @@ class Address(TypedDict):
 class OutOfStock(Exception):
     def __init__(self, sku: str) -> None:
         super().__init__(sku)
-        self.sku = sku
+        self.sku, self.code, self.price, self.reply = sku, None, Decimal("1.50"), object()
 
 
 async def run_in_two_lives(url: str, gate: Gate, started: Any, *args: Any) -> Any:
@@ -262,7 +262,7 @@ def test_exceptions_are_caught_by_the_same_type_after_replay(database_url: str) 
             except RetryExhaustedError as error:
                 caught.append(f"{error.attempts} {error.errors} {error.__cause__!r}")
                 if isinstance(error.__cause__, OutOfStock):
-                    caught.append(error.__cause__.sku)
+                    caught.append(repr(vars(error.__cause__)))
         await wait_here(ctx)
 
     asyncio.run(run_in_two_lives(database_url, gate, catches))
@@ -271,7 +271,7 @@ def test_exceptions_are_caught_by_the_same_type_after_replay(database_url: str) 
     assert live == [
         "TerminalError('final')",
         "1 ['OutOfStock: A1'] OutOfStock('A1')",
-        "A1",
+        "{'sku': 'A1', 'code': None, 'price': Decimal('1.50'), 'reply': <object>}",
         "1 ['ValueError: bad'] ValueError('bad')",
     ]
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from edda_engine.core.codec import codec_for, parse
 from edda_engine.core.events import event_json
-from edda_engine.core.failures import decode_error, encode_error
+from edda_engine.core.failures import as_replayed, decode_error, encode_error
 from edda_engine.errors import PayloadError
 
 storable_text = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
@@ -230,21 +230,62 @@ def test_an_event_says_what_was_put_into_it(arguments: dict[str, Any], result: A
     }
 
 
-@given(
+raised = st.builds(
+    lambda kind, arguments, attributes: with_attributes(kind(*arguments), attributes),
     st.sampled_from([ValueError, KeyError, OSError, RuntimeError, PermissionError, TimeoutError, Exception]),
     st.lists(anything, max_size=4),
     st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), anything, max_size=3),
 )
-def test_any_exception_can_be_recorded_and_comes_back_with_its_class(
-    kind: type[Exception], arguments: list[Any], attributes: dict[str, Any]
-) -> None:
-    error = kind(*arguments)
+
+carried = st.recursive(
+    st.none()
+    | st.booleans()
+    | integers
+    | st.floats(allow_nan=False)
+    | any_text
+    | st.binary(max_size=4)
+    | prices
+    | moments
+    | st.dates()
+    | st.timedeltas()
+    | st.uuids()
+    | st.sampled_from(Colour),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(any_text | st.sampled_from(["$set", "$dict"]) | st.integers() | st.none(), inner, max_size=3)
+        | st.frozensets(st.integers() | any_text, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def with_attributes(error: Exception, attributes: dict[str, Any]) -> Exception:
     error.__dict__.update(attributes)
-    text = encode_error(error)
+    return error
+
+
+@given(raised)
+def test_any_exception_can_be_recorded_and_is_live_what_it_is_on_replay(error: Exception) -> None:
+    live = as_replayed(error)
+    text = encode_error(live)
     replayed = decode_error(json.loads(text))
     assert is_storable(text)
-    assert type(replayed) is type(error)
-    assert len(str(replayed)) >= 0
+    assert type(replayed) is type(live) is type(error)
+    assert str(replayed) == str(live)
+    assert repr((replayed.args, vars(replayed))) == repr((live.args, vars(live)))
+
+
+@given(
+    st.lists(carried, max_size=4), st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), carried, max_size=3)
+)
+def test_plain_values_in_an_exception_come_back_as_they_were(arguments: list[Any], attributes: dict[str, Any]) -> None:
+    error = with_attributes(ValueError(*arguments), attributes)
+    live = as_replayed(error)
+    replayed = decode_error(json.loads(encode_error(live)))
+    for found in (live, replayed):
+        assert (found.args, vars(found)) == (error.args, vars(error))
+        assert types_in([found.args, vars(found)]) == types_in([error.args, vars(error)])
 
 
 @given(st.floats())
