@@ -15,6 +15,7 @@ Each message says what happened, with the values, and what to do; the values are
     ├── MessageTimeoutError           no message came in time (also a TimeoutError)
     ├── ChannelModeConflictError      a channel used in two modes
     ├── NonDeterminismError           the code asks for something else than history recorded
+    ├── RepeatedCrashError            worker after worker died while it ran an instance
     ├── NewerVersionError             history or schema written by a newer version of this library
     ├── DatabaseUnavailableError      the database did not answer
     ├── TerminalError                 raise it in an activity: no retry may follow
@@ -173,6 +174,20 @@ class NonDeterminismError(EddaError):
         )
         self.workflow_name, self.instance_id, self.step = workflow_name, instance_id, step
         self.recorded, self.asked = recorded, asked
+
+
+class RepeatedCrashError(EddaError):
+    """Worker after worker died while it ran an instance, and nothing was recorded in between."""
+
+    def __init__(self, workflow_name: str, instance_id: str, *, crashes: int, last_step: str | None) -> None:
+        after = f"after step {last_step!r}" if last_step else "before its first step was recorded"
+        super().__init__(
+            f"Workflow {workflow_name!r}, instance {instance_id!r}: {crashes} workers died in a row while they ran it,"
+            f" {after}. An activity there probably ends its process, by a crash in C code or for want of memory; the"
+            f" workers' exit statuses tell. After the fix, `flask edda retry {instance_id}` takes it up again."
+        )
+        self.workflow_name, self.instance_id = workflow_name, instance_id
+        self.crashes, self.last_step = crashes, last_step
 
 
 class NewerVersionError(EddaError):

@@ -111,6 +111,11 @@ class EngineSettings(BaseModel):
         1000, ge=0,
         description="Waiting bodies kept suspended in memory, to go on without replay; the least recently used goes first.",
     )  # fmt: skip
+    max_takeovers: int = Field(
+        20, ge=1,
+        description="So often in a row may workers die while they run an instance, with nothing recorded in between; then it"
+        " is blocked, and waits for an operator's retry.",
+    )  # fmt: skip
     shutdown_seconds: float = Field(
         20.0,
         ge=0,

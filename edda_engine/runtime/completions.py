@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edda_engine.core.status import Status
+from edda_engine.storage.units import End
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,10 @@ class Completions:
             callbacks = list(self._waiting.get(instance_id, ()))
         for callback in callbacks:
             callback(ending)
+
+
+def ending_of(workflow_name: str, end: End) -> Ending | None:
+    """What those who wait are told; of a chain of recurrences, and why an instance was cancelled, the database tells."""
+    if end.status in (Status.COMPLETED, Status.FAILED):
+        return Ending(workflow_name, end.status, end.output_json, end.error_json)
+    return None

@@ -34,6 +34,7 @@ from edda_engine.runtime.processes import new_worker_id
 from edda_engine.runtime.recovery import Recovery
 from edda_engine.runtime.relay import Relay
 from edda_engine.runtime.service import ServiceThread
+from edda_engine.runtime.takeovers import Takeovers
 from edda_engine.runtime.upkeep import Upkeep
 from edda_engine.runtime.wakeups import FileWatch
 from edda_engine.runtime.watch import LoopWatch
@@ -117,6 +118,12 @@ class Engine:
             committer=self.committer,
             service=self._service,
             completions=self.completions,
+            takeovers=Takeovers(
+                worker_id=self.worker_id,
+                limit=settings.max_takeovers,
+                committer=self.committer,
+                service=self._service,
+            ),
             max_parked=settings.max_parked,
             wake_claimer=self._claimer.wake,
             wake_claimer_in=self._claimer.wake_in,

@@ -29,12 +29,13 @@ from edda_engine.errors import (
 )
 from edda_engine.runtime.activities import Workplace
 from edda_engine.runtime.committer import Committer, Resolve
-from edda_engine.runtime.completions import Completions, Ending
+from edda_engine.runtime.completions import Completions, ending_of
 from edda_engine.runtime.draining import drain, let_go
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.promises import Promises
 from edda_engine.runtime.run import Run
 from edda_engine.runtime.service import ServiceThread
+from edda_engine.runtime.takeovers import Takeovers
 from edda_engine.runtime.transactions import refused_by_database
 from edda_engine.storage import history, instances, waits
 from edda_engine.storage.database import is_outage
@@ -60,6 +61,7 @@ class Executor:
         committer: Committer,
         service: ServiceThread,
         completions: Completions,
+        takeovers: Takeovers,
         max_parked: int,
         wake_claimer: Callable[[], None],
         wake_claimer_in: Callable[[float], None],
@@ -71,6 +73,7 @@ class Executor:
         self._max_parked, self._wake_claimer, self._wake_claimer_in = max_parked, wake_claimer, wake_claimer_in
         self.held: dict[str, Run] = {}
         self.promises = Promises()
+        self._takeovers = takeovers
         self._parked: OrderedDict[str, Run] = OrderedDict()
         self._wanted_back: set[str] = set()
         self._driving: set[asyncio.Task[None]] = set()
@@ -102,6 +105,11 @@ class Executor:
         stale = self._parked.pop(lease.instance_id, None)
         if stale is not None:
             stale.seal(Suspended)
+        if self._takeovers.is_too_often(lease, past):
+            self._spawn(self._takeovers.block(lease, past))
+            return
+        if self._takeovers.has_progressed(lease, past):
+            self._spawn(self._takeovers.note(lease, past))
         try:
             workflow = workflows.find(lease.workflow_name)
             run = Run(lease, workflow, past, worker_id=self._worker_id, workplace=self._workplace, owner=self)
@@ -372,7 +380,7 @@ class Executor:
         if run.had_mail:
             self._wake_claimer()  # what it had from queues goes to others
         for waited_for in {run.instance_id, run.mailbox}:  # who started a chain of recurrences waits for its end
-            self._completions.announce(waited_for, _ending_of(run, end))
+            self._completions.announce(waited_for, ending_of(run.workflow_name, end))
 
     async def _block(self, run: Run, mismatch: NonDeterminismError) -> None:
         _log.error("%s", mismatch)
@@ -390,10 +398,3 @@ class Executor:
         for task in list(run._tasks):
             task.cancel()
         self._has_room()
-
-
-def _ending_of(run: Run, end: End) -> Ending | None:
-    """What those who wait are told; of a chain of recurrences, and why an instance was cancelled, the database tells."""
-    if end.status in (Status.COMPLETED, Status.FAILED):
-        return Ending(run.workflow_name, end.status, end.output_json, end.error_json)
-    return None

@@ -20,6 +20,11 @@ class Past:
     last_seq: int = 0
     retry_states: dict[str, RetryState] | None = None
 
+    @property
+    def last_step(self) -> str | None:
+        """The id of what was recorded last."""
+        return self.steps[-1].activity_id if self.steps else None
+
 
 def load_pasts(conn: Connection, leases: list[Lease]) -> dict[str, Past]:
     """What is recorded of the instances of these leases."""

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     func,
     literal,
     or_,
@@ -52,6 +53,10 @@ class Lease:
     is_cancelled: bool
     mailbox: str = ""
     """Under which address the instance gets messages."""
+    takeovers: int = 0
+    """So often in a row did the worker die that ran it."""
+    takeover_progress: int = 0
+    """How much was recorded when that was counted."""
 
     @property
     def has_history(self) -> bool:
@@ -81,6 +86,7 @@ def _CLAIM(dialect: str) -> Any:
             status=Status.RUNNING,
             locked_by=bindparam("worker_id"),
             lock_epoch=_C.lock_epoch + 1,
+            takeovers=case((_C.locked_by.is_not(None), _C.takeovers + 1), else_=_C.takeovers),
             lock_expires_at=expires_at,
             wake_at=expires_at,
             started_at=func.coalesce(_C.started_at, clock()),
@@ -95,6 +101,8 @@ def _CLAIM(dialect: str) -> Any:
             _C.started_at,
             _C.cancel_requested_at,
             func.coalesce(_C.mailbox, _C.instance_id),
+            _C.takeovers,
+            _C.takeover_progress,
         )
     )
 
@@ -106,7 +114,7 @@ def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collecti
     """
     # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
     return [
-        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, row[7])
+        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, *row[7:])
         for row in conn.execute(
             _CLAIM.on(conn), {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit}
         )
@@ -148,10 +156,26 @@ def release_worker(conn: Connection, worker_id: str) -> list[str]:
     released = (
         update(instances)
         .where(_C.locked_by == worker_id, _NOT_FINISHED)
-        .values(locked_by=None, lock_expires_at=None, wake_at=clock(), lock_epoch=_C.lock_epoch + 1, updated_at=clock())
+        .values(
+            locked_by=None,
+            lock_expires_at=None,
+            wake_at=clock(),
+            lock_epoch=_C.lock_epoch + 1,
+            takeovers=_C.takeovers + 1,
+            updated_at=clock(),
+        )
         .returning(_C.instance_id)
     )
     return list(conn.execute(released).scalars())
+
+
+def note_takeover(conn: Connection, *, instance_id: str, epoch: int, progress: int) -> None:
+    """Count takeovers from one again: something was recorded since the last ones were counted."""
+    conn.execute(
+        update(instances)
+        .where(_C.instance_id == instance_id, _C.lock_epoch == epoch)
+        .values(takeovers=1, takeover_progress=progress)
+    )
 
 
 def release(conn: Connection, *, worker_id: str, instance_ids: Collection[str], delay_seconds: float = 0.0) -> None:
@@ -230,6 +254,7 @@ def take_up_again(conn: Connection, instance_id: str) -> bool:
         .values(
             status=Status.RUNNING,
             error=None,
+            takeovers=0,
             output=None,
             completed_at=None,
             cancel_requested_at=None,

@@ -62,6 +62,9 @@ instances = Table(
     Column("lock_expires_at", UtcTimestamp()),
     Column("lock_epoch", BigInteger, nullable=False, server_default="0"),
     Column("lock_timeout_seconds", Float, nullable=False),
+    # So often in a row was it taken over from a worker that died, with nothing recorded since this much was.
+    Column("takeovers", Integer, nullable=False, server_default="0"),
+    Column("takeover_progress", Integer, nullable=False, server_default="0"),
     Column("parent_instance_id", String(255)),
     Column("continued_from", String(255)),
     # Under which address it gets messages; shared by the runs of a chain of recurrences. NULL: its own id.

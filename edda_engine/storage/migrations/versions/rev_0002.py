@@ -14,6 +14,8 @@ _SEQUENCE = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 def upgrade() -> None:
     """Create what waiting and talking need; rows that are there keep their meaning."""
     op.add_column("edda_instances", sa.Column("mailbox", sa.String(length=255), nullable=True))
+    for counter in ("takeovers", "takeover_progress"):
+        op.add_column("edda_instances", sa.Column(counter, sa.Integer(), nullable=False, server_default="0"))
     is_last_run = "mailbox IS NOT NULL AND status <> 'recurred'"
     _partial_index("ix_edda_instances_mailbox", "edda_instances", ["mailbox"], is_last_run)
     op.create_table(

@@ -1,0 +1,60 @@
+"""Instances that are taken over from workers that died, again and again.
+
+How it thinks. A step that ends its process, by a crash in C code or by all the memory it takes, is run again by the
+next worker, and ends that as well. So takeovers are counted, and counted anew whenever something was recorded in
+between. After too many in a row the instance is blocked: it stays visible, and the workers live.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from edda_engine.core.failures import encode_error
+from edda_engine.errors import RepeatedCrashError
+from edda_engine.runtime.committer import Committer
+from edda_engine.runtime.past import Past
+from edda_engine.runtime.service import ServiceThread
+from edda_engine.storage import instances
+from edda_engine.storage.instances import Lease
+from edda_engine.storage.units import Block, Holder
+
+_log = logging.getLogger(__name__)
+
+
+class Takeovers:
+    """Decides whether a worker runs what others died of."""
+
+    def __init__(self, *, worker_id: str, limit: int, committer: Committer, service: ServiceThread) -> None:
+        self._worker_id, self._limit = worker_id, limit
+        self._committer, self._service = committer, service
+
+    def is_too_often(self, lease: Lease, past: Past) -> bool:
+        """Whether so many workers have died of it that it must not be run."""
+        return lease.takeovers > self._limit and progress(past) <= lease.takeover_progress
+
+    def has_progressed(self, lease: Lease, past: Past) -> bool:
+        """Whether something was recorded since takeovers were counted."""
+        return lease.takeovers > 0 and progress(past) > lease.takeover_progress
+
+    async def note(self, lease: Lease, past: Past) -> None:
+        """Count from here."""
+        await self._service.write(
+            lambda conn: instances.note_takeover(
+                conn, instance_id=lease.instance_id, epoch=lease.epoch, progress=progress(past)
+            )
+        )
+
+    async def block(self, lease: Lease, past: Past) -> None:
+        """Keep everybody from running it until an operator says otherwise."""
+        error = RepeatedCrashError(
+            lease.workflow_name, lease.instance_id, crashes=lease.takeovers, last_step=past.last_step
+        )
+        _log.error("%s", error)
+        holder = Holder(lease.instance_id, self._worker_id, lease.epoch)
+        await self._committer.commit(Block(holder, encode_error(error, with_traceback=False)))
+
+
+def progress(past: Past) -> int:
+    """How much is recorded: it only grows."""
+    attempts = sum(state.attempts for state in (past.retry_states or {}).values())
+    return past.last_seq + attempts
