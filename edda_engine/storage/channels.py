@@ -6,11 +6,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
+from sqlalchemy import Connection, delete, exists, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from edda_engine.core.ports import ChannelMode, WaitKind
-from edda_engine.storage import delivery
+from edda_engine.storage import delivery, inboxes
 from edda_engine.storage.messages import QUEUE, forget_unused
 from edda_engine.storage.schema import channels, inbox, instances, subscriptions
 from edda_engine.storage.serial import serialize_delivery
@@ -49,7 +49,7 @@ def unsubscribe(conn: Connection, *, mailbox: str, channel: str) -> None:
     """Let *mailbox* get nothing more from *channel*; what it has not read is dropped, or goes back to the queue."""
     serialize_delivery(conn)
     conn.execute(delete(subscriptions).where(_C.mailbox == mailbox, _C.channel == channel))
-    _empty(conn, [mailbox], channel)
+    inboxes.empty(conn, [mailbox], channel)
 
 
 def forget_instance(conn: Connection, instance_id: str) -> None:
@@ -63,7 +63,7 @@ def forget_mailboxes(conn: Connection, mailboxes: Collection[str]) -> None:
     """The instances of these mailboxes have ended: they get nothing any more."""
     if mailboxes:
         conn.execute(delete(subscriptions).where(_C.mailbox.in_(mailboxes)))
-        _empty(conn, mailboxes, None)
+        inboxes.empty(conn, mailboxes)
 
 
 def _mode_of(conn: Connection, mailbox: str, channel: str, wanted: ChannelMode) -> str:
@@ -96,13 +96,4 @@ def _drop_queue(conn: Connection, channel: str) -> None:
         .where(inbox.c.receiver == QUEUE, inbox.c.kind == WaitKind.MESSAGE, inbox.c.name == channel)
         .returning(inbox.c.seq)
     )
-    forget_unused(conn, list(dropped.scalars()))
-
-
-def _empty(conn: Connection, mailboxes: Collection[str], channel: str | None) -> None:
-    mine: list[ColumnElement[bool]] = [inbox.c.receiver.in_(mailboxes)]
-    if channel is not None:
-        mine += [inbox.c.kind == WaitKind.MESSAGE, inbox.c.name == channel]
-    conn.execute(update(inbox).where(*mine, inbox.c.is_queued).values(receiver=QUEUE, is_new=True))
-    dropped = conn.execute(delete(inbox).where(*mine).returning(inbox.c.seq))
     forget_unused(conn, list(dropped.scalars()))

@@ -10,8 +10,8 @@ and its worker is named instead, who looks into the inbox itself.
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edda_engine.core.ports import ChannelMode, WaitKind
 from edda_engine.core.status import FINISHED
+from edda_engine.storage import inboxes
 from edda_engine.storage.messages import QUEUE, has_new
 from edda_engine.storage.schema import channels, inbox, instances, messages, subscriptions, waits
 from edda_engine.storage.serial import try_to_serialize_delivery
@@ -253,12 +254,16 @@ def _wake(conn: Connection, boxes: Collection[str]) -> Delivered:
     live = set(conn.execute(select(_BOX).where(*of_boxes)).scalars()) if found < set(boxes) else found
     in_use = live - found
     ready = [box for box in boxes if box not in in_use]
+    has_returned = _empty_ended(conn, set(ready) - found)
     came = defaultdict(set)
-    new = select(_N.receiver, _N.kind, _N.name).where(_N.is_new, _N.receiver.in_(ready)).distinct()
+    handed = set()
+    new = select(_N.receiver, _N.kind, _N.name, _N.is_queued).where(_N.is_new, _N.receiver.in_(ready)).distinct()
     for row in conn.execute(new):
         came[row.receiver].add((row.kind, row.name))
-    wanted = _awaited(conn, [row.instance_id for row in locked])
-    woken = [row for row in locked if came[row.box] & wanted[row.instance_id]]
+        if row.is_queued:
+            handed.add((row.receiver, row.name))
+    awaited, competing = _awaited(conn, {row.instance_id: row.box for row in locked})
+    woken = [row for row in locked if came[row.box] & awaited[row.box]]
     due = [row for row in woken if row.locked_by is None]
     if due:
         conn.execute(
@@ -268,16 +273,35 @@ def _wake(conn: Connection, boxes: Collection[str]) -> Delivered:
         )
     # Under the lock of the instance nobody else puts anything into its inbox.
     conn.execute(update(inbox).where(_N.is_new, _N.receiver.in_(ready)).values(is_new=False))
+    # It was handed over while a transaction that is over by now took back the wait for it.
+    has_returned |= inboxes.return_surplus(conn, handed, competing)
     return Delivered(
         frozenset(row.service for row in due),
         frozenset(row.locked_by for row in woken if row.locked_by is not None),
-        is_unfinished=bool(in_use),
+        is_unfinished=bool(in_use) or has_returned,
     )
 
 
-def _awaited(conn: Connection, instance_ids: Collection[str]) -> dict[str, set[tuple[str, str]]]:
-    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    query = select(waits.c.instance_id, waits.c.kind, waits.c.name).where(waits.c.instance_id.in_(instance_ids))
-    for row in conn.execute(query):
-        found[row[0]].add((row[1], row[2]))
-    return found
+def _empty_ended(conn: Connection, boxes: Collection[str]) -> bool:
+    """Empty those that belong to an instance which has ended; True if something went back to a queue.
+
+    It ended while its messages were on their way. A mailbox of an instance that is not known yet is kept.
+    """
+    if not boxes:
+        return False
+    ended = conn.execute(select(_I.instance_id).where(_I.instance_id.in_(boxes))).scalars().all()
+    return bool(ended) and inboxes.empty(conn, ended)
+
+
+def _awaited(
+    conn: Connection, boxes: Mapping[str, str]
+) -> tuple[dict[str, set[tuple[str, str]]], Counter[tuple[str, str]]]:
+    """What the instances of these mailboxes wait for, and how many messages of which queues."""
+    awaited: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    competing: Counter[tuple[str, str]] = Counter()
+    columns = (waits.c.instance_id, waits.c.kind, waits.c.name, waits.c.is_competing)
+    for row in conn.execute(select(*columns).where(waits.c.instance_id.in_(boxes))):
+        box = boxes[row.instance_id]
+        awaited[box].add((row.kind, row.name))
+        competing[box, row.name] += row.is_competing
+    return awaited, competing

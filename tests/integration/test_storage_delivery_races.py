@@ -1,0 +1,143 @@
+"""A receiver goes in a transaction that is open while a delivery hands it a message: another receiver gets it.
+
+Only on PostgreSQL: SQLite admits one writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import Connection, select, text, update
+
+from edda_engine.channels import channel_message
+from edda_engine.core.ports import ChannelMode, NewInstance, WaitKind, WaitRequest
+from edda_engine.core.status import Status
+from edda_engine.storage import channels, delivery, instances, waits
+from edda_engine.storage.commit import End, Holder, commit_units
+from edda_engine.storage.database import Database
+from edda_engine.storage.messages import insert_messages
+from edda_engine.storage.schema import inbox, messages
+from edda_engine.storage.schema import instances as table
+from edda_engine.storage.serial import try_to_serialize_delivery
+from edda_engine.storage.starts import insert_instance
+from edda_engine.storage.waits import Ask
+from tests.integration.engines import run, storage
+
+JOB = WaitRequest(WaitKind.MESSAGE, "jobs")
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[Database]:
+    with storage(postgres_url) as found:
+        yield found
+
+
+def waits_for_a_job(conn: Connection, instance_id: str) -> None:
+    """An instance that has subscribed, waits, and is held by nobody."""
+    insert_instance(conn, NewInstance(instance_id, "flow", "tests", "{}", "hash", 300.0))
+    channels.subscribe(conn, mailbox=instance_id, channel="jobs", mode=ChannelMode.COMPETING)
+    waits.settle(conn, [Ask(instance_id, "receive:1", instance_id, JOB)])
+    conn.execute(update(table).values(wake_at=None, status=Status.WAITING_FOR_MESSAGE))
+
+
+def publish(conn: Connection, channel: str = "jobs") -> None:
+    insert_messages(conn, [channel_message(channel, "work", None, max_payload_bytes=1000)])
+
+
+def is_cancelled(conn: Connection) -> None:
+    assert instances.request_cancel(conn, "first", None)
+
+
+def ends(conn: Connection) -> None:
+    conn.execute(update(table).where(_ID == "first").values(locked_by="w", lock_epoch=1))
+    commit_units(conn, [End(Holder("first", "w", 1), Status.COMPLETED, "1", had_waits=True, mailbox="first")])
+
+
+def gives_up_the_wait(conn: Connection) -> None:
+    """What a withdrawn wait does, under the lock of its instance."""
+    conn.execute(select(_ID).where(_ID == "first").with_for_update())
+    waits.forget(conn, [("first", "receive:1")])
+
+
+_ID = table.c.instance_id
+
+
+def deliver_all(database: Database) -> None:
+    for _ in range(10):
+        if not run(database, delivery.deliver).is_unfinished:
+            return
+    raise AssertionError("delivery never comes to an end")
+
+
+def receivers(database: Database) -> list[tuple[str, bool]]:
+    """To whom messages are handed, and whether that one is due by it."""
+    query = text(
+        "SELECT receiver, wake_at IS NOT NULL FROM edda_inbox LEFT JOIN edda_instances ON instance_id = receiver"
+        " ORDER BY seq"
+    )
+    return run(database, lambda conn: [(row[0], row[1]) for row in conn.execute(query)])
+
+
+@pytest.mark.parametrize("goes", [is_cancelled, ends, gives_up_the_wait])
+@pytest.mark.parametrize("is_seen_by_the_delivery", [True, False])
+def test_a_job_handed_to_a_receiver_that_goes_is_handed_to_another_one(
+    database: Database, goes: Callable[[Connection], None], is_seen_by_the_delivery: bool
+) -> None:
+    for instance_id in ("first", "second"):
+        run(database, lambda conn, instance_id=instance_id: waits_for_a_job(conn, instance_id))
+    run(database, publish)
+
+    with database.engine.connect() as going, going.begin() as transaction:
+        goes(going)
+        with database.write() as conn:
+            assert try_to_serialize_delivery(conn)
+            delivery.distribute(conn)
+            delivery.assign_queued(conn)
+            if is_seen_by_the_delivery:
+                transaction.commit()
+            assert delivery.wake_receivers(conn).is_unfinished
+        if not is_seen_by_the_delivery:
+            transaction.commit()
+    deliver_all(database)
+
+    assert receivers(database) == [("second", True)]
+
+
+def test_a_job_goes_back_to_the_queue_when_nobody_else_wants_it(database: Database) -> None:
+    run(database, lambda conn: waits_for_a_job(conn, "first"))
+    run(database, publish)
+    with database.engine.connect() as going, going.begin():
+        gives_up_the_wait(going)
+        assert run(database, delivery.deliver).is_unfinished
+    deliver_all(database)
+
+    assert receivers(database) == [("", False)]
+
+
+def test_news_for_a_subscriber_that_is_being_cancelled_is_dropped(database: Database) -> None:
+    run(database, lambda conn: waits_for_a_job(conn, "first"))
+    run(database, lambda conn: channels.subscribe(conn, mailbox="first", channel="news", mode=ChannelMode.BROADCAST))
+    run(database, lambda conn: publish(conn, "news"))
+    with database.engine.connect() as going, going.begin():
+        is_cancelled(going)
+        assert run(database, delivery.deliver).is_unfinished
+    deliver_all(database)
+
+    assert receivers(database) == []
+    assert run(database, lambda conn: conn.execute(select(messages.c.seq)).all()) == []
+
+
+def test_what_one_of_two_waits_of_an_instance_gave_up_goes_to_another_instance(database: Database) -> None:
+    run(database, lambda conn: waits_for_a_job(conn, "first"))
+    run(database, lambda conn: waits.settle(conn, [Ask("first", "receive:2", "first", JOB)]))
+    run(database, publish)
+    run(database, publish)
+    with database.engine.connect() as going, going.begin():
+        gives_up_the_wait(going)
+        assert run(database, delivery.deliver).is_unfinished
+    run(database, lambda conn: waits_for_a_job(conn, "second"))
+    deliver_all(database)
+
+    assert sorted(receivers(database)) == [("first", True), ("second", True)]
+    assert run(database, lambda conn: conn.execute(select(inbox.c.seq).where(inbox.c.is_new)).all()) == []
