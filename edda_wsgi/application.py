@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from edda_engine.client import Client, cancel_with
 from edda_engine.core.ports import NewInstance, current_place
-from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, StartNotCommittedError, UsageError
+from edda_engine.errors import DatabaseUnavailableError, StartNotCommittedError, UsageError
 from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.completions import Completions
@@ -37,6 +36,7 @@ from edda_engine.storage.database import Database, normalized_url
 from edda_engine.storage.starts import Started, insert_instance
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body
 from edda_wsgi import starts
+from edda_wsgi.beginnings import bury, refuse_gevent, report
 from edda_wsgi.environment import FlaskEnvironment
 from edda_wsgi.joining import joining, refuse_own_transaction
 from edda_wsgi.loading import import_modules, load_hooks
@@ -298,26 +298,28 @@ class Application:
         """
         if not self.is_running or self._engine is None or self._loop_thread is None:
             return ["It does not run in this process."]
-        return self._loop_thread.run(self._engine.problems(), timeout)
+        try:
+            return self._loop_thread.run(self._engine.problems(), timeout)
+        except (concurrent.futures.CancelledError, RuntimeError):  # that it is closed
+            return ["Its event loop has died; a new one is begun in a moment."]
 
     def start_engine(self) -> Future[None]:
         """Start the engine on its loop thread, once in each process; the future is done when it claims."""
         self._after_fork()
         with self._lock:
-            if self._starting is not None and self._loop_thread is not None and self._loop_thread.is_alive:
-                return self._starting
             if self._starting is not None:
-                _log.error("The engine's loop thread has ended unexpectedly; a new one is started")
-                self._loop_thread = self._engine = self._starting = None
-            _refuse_gevent()
+                return self._starting
+            refuse_gevent()
             import_modules(self.settings.workflows)
             hooks = load_hooks(self.settings.hooks)
         database = self.database
         with self._lock:
             if self._starting is None:
-                self._loop_thread = LoopThread(new_event_loop=self.conditions.new_event_loop)
+                self._loop_thread = LoopThread(
+                    new_event_loop=self.conditions.new_event_loop, died=self._begin_again
+                )
                 self._starting = self._loop_thread.submit(self._run_engine(database, hooks))
-                self._starting.add_done_callback(_report)
+                self._starting.add_done_callback(report)
             return self._starting
 
     async def _run_engine(self, database: Database, hooks: Any) -> None:
@@ -333,6 +335,17 @@ class Application:
             notifier=self._notifier,
         )
         await self._engine.start()
+
+    def _begin_again(self) -> None:
+        """On the thread of a loop that has died: what was under way goes on in a new engine, under a new name."""
+        with self._lock:
+            dead, engine = self._loop_thread, self._engine
+            if dead is None or not dead.is_current:
+                return
+            self._engine = self._starting = None
+        bury(engine, is_wanted=lambda: self._loop_thread is dead)
+        if self._loop_thread is dead:  # nobody has stopped it meanwhile, and no request has begun a new one
+            self.start_engine()
 
     def wake(self) -> None:
         """Let the engine of this process look for work now, or else those of other processes of this service."""
@@ -370,7 +383,10 @@ class Application:
         if starting is not None and not starting.done():
             starting.cancel()
         if engine is not None:
-            loop_thread.run(engine.stop(timeout))
+            try:
+                loop_thread.run(engine.stop(timeout))
+            except (concurrent.futures.CancelledError, RuntimeError):  # the loop has died, or dies
+                bury(engine, is_wanted=lambda: False)
         loop_thread.stop()
 
     def _after_fork(self) -> None:
@@ -383,20 +399,3 @@ class Application:
         self.completions = Completions()
         if self._database is not None:
             self._database.after_fork()
-
-
-def _refuse_gevent() -> None:
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        raise ConfigurationError(
-            "gevent has replaced threads in this process, and the engine needs real ones. Set EDDA['ROLE'] = 'client' here"
-            " and run the workflows with `flask edda worker` beside the web server."
-        )
-
-
-def _report(starting: Future[None]) -> None:
-    if starting.cancelled():
-        return
-    error = starting.exception()
-    if error is not None:
-        _log.error("The engine could not start, so this process runs no workflows: %s", error, exc_info=error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -24,9 +26,12 @@ class LoopThread:
         name: str = "edda-loop",
         *,
         new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+        died: Callable[[], None] | None = None,
     ) -> None:
         self._loop = new_event_loop()
-        self._stopping = False
+        self._died = died
+        self._stopping = self._is_over = False
+        self._submitted: dict[Future[Any], Coroutine[Any, Any, Any]] = {}
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -35,7 +40,7 @@ class LoopThread:
     @property
     def is_alive(self) -> bool:
         """False after :meth:`stop`, or if the loop died."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._is_over
 
     @property
     def is_current(self) -> bool:
@@ -43,8 +48,18 @@ class LoopThread:
         return threading.current_thread() is self._thread
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the loop, and do not wait for it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Run a coroutine on the loop, and do not wait for it.
+
+        :raises RuntimeError: the loop has ended.
+        """
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise
+        self._submitted[future] = coroutine
+        future.add_done_callback(lambda ended: self._submitted.pop(ended, None))
+        return future
 
     def refuse_own_thread(self) -> None:
         """Waiting for the loop on its own thread would never end.
@@ -69,7 +84,8 @@ class LoopThread:
     def stop(self) -> None:
         """Stop the loop; from its own thread, without waiting for its end."""
         self._stopping = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        with contextlib.suppress(RuntimeError):  # it has died, and is closed
+            self._loop.call_soon_threadsafe(self._loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -77,18 +93,33 @@ class LoopThread:
         asyncio.set_event_loop(self._loop)
         self._loop.call_soon(self._started.set)
         try:
-            while not self._stopping:
-                try:
-                    self._loop.run_forever()
-                except (SystemExit, KeyboardInterrupt) as error:
-                    # Some task raised it; asyncio stops the loop for that, and everybody else's work with it.
-                    _log.error("A task on the event loop raised %r; the loop goes on", error)
-        finally:
-            for task in asyncio.all_tasks(self._loop):
-                task.cancel()
-            pending = asyncio.all_tasks(self._loop)
-            if pending:
-                self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+            self._run()
+            self._finish()
+        except Exception:  # of the loop itself: none of a task comes here
+            _log.exception("The event loop broke; nothing more can run on it")
+        self._is_over = True
+        for future, coroutine in list(self._submitted.items()):
+            future.cancel()  # nobody shall wait for what will not happen
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()
+        self._loop.close()
+        asyncio.set_event_loop(None)
+        if self._died is not None and not self._stopping:
+            self._died()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Some task raised it; asyncio stops the loop for that, and everybody else's work with it.
+                _log.error("A task on the event loop raised %r; the loop goes on", error)
+
+    def _finish(self) -> None:
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        pending = asyncio.all_tasks(self._loop)
+        if pending:
+            self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())

@@ -31,7 +31,7 @@ from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.runtime.processes import new_worker_id
-from edda_engine.runtime.recovery import Recovery
+from edda_engine.runtime.recovery import Recovery, take_over
 from edda_engine.runtime.relay import Relay
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.takeovers import Takeovers
@@ -278,6 +278,24 @@ class Engine:
             except Exception as error:
                 _log.warning("This worker could not be unregistered; its siblings will: %s", error)
             await self.committer.stop()
+        await self._close()
+        await self._async_engines.close()
+        _log.info("Worker %s has stopped", self.worker_id)
+
+    async def bury(self) -> None:
+        """Its event loop has died: let go of everything, on another one, so that it goes on in a new engine or elsewhere.
+
+        :raises sqlalchemy.exc.SQLAlchemyError: the database does not answer; call it again.
+        """
+        self._stopped = True
+        self._watch.stop()
+        await self.committer.stop()
+        await self._service.write(lambda conn: take_over(conn, self.worker_id))
+        if self._relay is not None:
+            self._relay.bury()
+        await self._close()
+
+    async def _close(self) -> None:
         if self._file_watch is not None:
             await self._file_watch.stop()
         await self._liveness.stop()
@@ -285,9 +303,7 @@ class Engine:
         await asyncio.to_thread(self._notifier.close)
         self._service.close()
         self._threads.shutdown(cancel_futures=True)
-        await self._async_engines.close()
         self._database.close()
-        _log.info("Worker %s has stopped", self.worker_id)
 
     def _has_sent(self) -> None:
         self._claimer.wake()

@@ -68,6 +68,8 @@ class AdvisoryLock:
 
     async def stop(self) -> None:
         """Close the connection, which drops the lock."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
         self._ready.set()
         os.write(self._interrupt_write, b"x")

@@ -125,6 +125,10 @@ class Relay:
             _log.exception("The publisher could not be closed")
         self._service.close()
 
+    def bury(self) -> None:
+        """Its event loop has died: end its thread. What it held is handed back by whoever buries the worker."""
+        self._service.close()
+
     async def publish_due(self) -> int:
         """Publish what is due, and what becomes due by that; returns how many events were taken.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import text
 
-from edda_wsgi import WorkflowContext, workflow
-from tests.integration.flask_apps import Shop, open_shop
+from edda_wsgi import WorkflowContext, activity, workflow
+from tests.integration.flask_apps import Note, Shop, open_shop, outside, saved_notes
 from tests.support import eventually
 
 
@@ -59,6 +60,65 @@ def test_a_blocked_event_loop_is_seen(shop: Shop, monkeypatch: pytest.MonkeyPatc
     assert status == 503
     assert "The event loop has not answered for 0.1 s" in str(body["checks"])
     eventually(lambda: is_well(shop))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # they died with their loop
+def test_a_loop_that_dies_is_seen_and_what_was_under_way_goes_on_in_a_new_one(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    ran: list[str] = []
+
+    @activity
+    def hold(ctx: WorkflowContext) -> str:
+        ran.append(ctx.worker_id)
+        began.set()
+        go_on.wait(30)
+        shop.session().add(Note(text="held"))
+        return ctx.worker_id
+
+    @workflow
+    async def holds(ctx: WorkflowContext) -> str:
+        return await hold(ctx)
+
+    first = shop.edda.start_worker()
+    with shop.app.app_context():
+        instance_id = holds.options(session=None).start()
+    assert began.wait(20)
+    seen = [asked(shop)[0]]
+
+    break_loop(shop)
+    eventually(lambda: seen.append(asked(shop)[0]) or len(set(seen)) == 2)  # type: ignore[func-returns-value]
+    eventually(lambda: len(ran) == 2)
+    eventually(lambda: is_well(shop))
+    go_on.set()
+
+    second = shop.edda.start_worker()
+    assert shop.edda.result(instance_id, timeout=30) == second
+    assert (seen[0], seen[-1]) == (200, 503)
+    assert (first, second) == tuple(ran)
+    assert saved_notes(shop.database_url) == ["held"]
+    assert "The event loop of this process has died" in caplog.text
+    with outside(shop.database_url) as engine, engine.connect() as conn:
+        assert conn.execute(text("SELECT worker_id FROM edda_workers")).scalars().all() == [second]
+
+
+def test_a_process_whose_loop_has_died_can_be_stopped(shop: Shop) -> None:
+    shop.edda.start_worker()
+    break_loop(shop)
+    shop.edda.shutdown()
+    assert not [thread for thread in threading.enumerate() if thread.name == "edda-loop"]
+
+
+def break_loop(shop: Shop) -> None:
+    """What happens when somebody closes all files of a process, as daemons do."""
+    loop = shop.app.extensions["edda"]._loop_thread._loop
+
+    def select(_timeout: float) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    loop._selector.select = select
+    loop.call_soon_threadsafe(int)
 
 
 def test_tables_that_need_an_upgrade_are_seen(shop: Shop) -> None:
