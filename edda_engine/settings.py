@@ -139,6 +139,11 @@ class EngineSettings(BaseModel):
         description="How long messages are kept that nobody has subscribed to yet, or whose instance has ended. What a live"
         " subscriber has yet to read is kept for ever.",
     )  # fmt: skip
+    instance_retention_days: float | None = Field(
+        None, gt=0,
+        description="How long instances that have ended are kept, with their histories; workers delete older ones in small"
+        " batches. None keeps them for ever; `flask edda prune` deletes on demand.",
+    )  # fmt: skip
     auto_migrate: bool = Field(True, description="Create and upgrade the edda_ tables at start.")
     listen: bool = Field(
         True,

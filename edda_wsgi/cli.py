@@ -23,7 +23,7 @@ from edda_engine.storage import migrate
 from edda_engine.storage.database import is_outage
 from edda_engine.version import __version__
 from edda_engine.workflow import StartOptions, workflows
-from edda_wsgi import cli_outbox, cli_talking, health, lifecycle, terminal
+from edda_wsgi import cli_outbox, cli_prune, cli_talking, health, lifecycle, terminal
 from edda_wsgi.application import Application
 from edda_wsgi.loading import import_modules, load_check, load_hooks
 from edda_wsgi.settings import names
@@ -230,6 +230,7 @@ def retry(instance_id: str, as_json: bool) -> None:
 
 
 _command("send-event")(cli_talking.send_event)
+_command("prune")(cli_prune.prune)
 
 _outbox_commands = AppGroup("outbox", help="Events for other services: look at them, try again, delete.")
 edda_commands.add_command(_outbox_commands)

@@ -138,7 +138,11 @@ class Engine:
             wake_claimer=self._claimer.wake,
         )
         self._watch = LoopWatch()
-        self._upkeep = Upkeep(service=self._service, message_retention_days=settings.message_retention_days)
+        self._upkeep = Upkeep(
+            service=self._service,
+            message_retention_days=settings.message_retention_days,
+            instance_retention_days=settings.instance_retention_days,
+        )
         self._relay = self._make_relay(workplace)
         self._services: list[asyncio.Task[None]] = []
         self._claiming: asyncio.Task[None] | None = None

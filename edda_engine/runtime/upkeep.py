@@ -1,4 +1,4 @@
-"""Upkeep: keeps the tables of messages small, a bounded batch at a time."""
+"""Upkeep: keeps the tables small, a bounded batch at a time."""
 
 from __future__ import annotations
 
@@ -7,20 +7,26 @@ import logging
 import random
 
 from edda_engine.runtime.service import ServiceThread
-from edda_engine.storage import retention
+from edda_engine.storage import pruning, retention
 from edda_engine.storage.database import is_outage
 
 _log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 300.0
+_DAY_SECONDS = 86_400.0
+_BETWEEN_BATCHES_SECONDS = 0.05
+"""The thread also claims: work that is due must not wait for all that is to be deleted."""
 
 
 class Upkeep:
     """Prunes for one worker; several do no harm to each other."""
 
-    def __init__(self, *, service: ServiceThread, message_retention_days: float) -> None:
+    def __init__(
+        self, *, service: ServiceThread, message_retention_days: float, instance_retention_days: float | None
+    ) -> None:
         self._service = service
-        self._retention_seconds = message_retention_days * 86_400.0
+        self._retention_seconds = message_retention_days * _DAY_SECONDS
+        self._instance_seconds = None if instance_retention_days is None else instance_retention_days * _DAY_SECONDS
 
     async def work(self) -> None:
         """Prune until cancelled."""
@@ -31,7 +37,7 @@ class Upkeep:
                 await self.prune()
             except Exception as error:
                 if not is_outage(error):
-                    _log.exception("Pruning old messages failed; it is tried again")
+                    _log.exception("Pruning failed; it is tried again")
 
     async def prune(self) -> int:
         """Delete everything that is due for it; returns how many rows."""
@@ -42,4 +48,16 @@ class Upkeep:
             )
             total += count
             if count < retention.BATCH:
+                return total + await self._prune_instances()
+
+    async def _prune_instances(self) -> int:
+        seconds = self._instance_seconds
+        if seconds is None:
+            return 0
+        total = 0
+        while True:
+            count = await self._service.write(lambda conn: pruning.prune_instances(conn, older_than_seconds=seconds))
+            total += count
+            if count < pruning.BATCH:
                 return total
+            await asyncio.sleep(_BETWEEN_BATCHES_SECONDS)
