@@ -13,7 +13,7 @@ import inspect
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
@@ -325,11 +325,13 @@ class StepWork:
         event = event_json(
             self._activity.name, input_json=self._input_json, result_json=result_json, retry_metadata=metadata
         )
-        step = self._step(EventType.ACTIVITY_COMPLETED, event, had_retries=self._state.attempts > 0)
-        return replace(step, outbox=tuple(attempt.outbox), messages=tuple(attempt.messages))
+        return self._step(
+            EventType.ACTIVITY_COMPLETED, event, had_retries=self._state.attempts > 0,
+            outbox=tuple(attempt.outbox), messages=tuple(attempt.messages),
+        )  # fmt: skip
 
-    def _step(self, event_type: EventType, event: str, *, had_retries: bool) -> Step:
-        return Step(self._run.holder, self._key, self._run.next_seq(), event_type, event, had_retries=had_retries)
+    def _step(self, event_type: EventType, event: str, **more: Any) -> Step:
+        return Step(self._run.holder, self._key, self._run.next_seq(), event_type, event, **more)
 
     def _metadata(self, total: int, errors: tuple[dict[str, Any], ...], *, exhausted: bool) -> dict[str, Any]:
         last = errors[-1] if errors else {"error_type": "", "message": ""}

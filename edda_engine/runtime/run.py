@@ -13,8 +13,7 @@ import asyncio
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
@@ -27,6 +26,7 @@ from edda_engine.core.ports import WaitKind, current_place
 from edda_engine.core.replay import Replay
 from edda_engine.core.status import Status
 from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Recurred
+from edda_engine.hooks import HooksBase
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.body import Body
 from edda_engine.runtime.branches import begin_line, current_line, guarded, no_further
@@ -270,8 +270,11 @@ class Run:
 
     def hook(self, name: str, *details: Any) -> None:
         """Tell the hooks; what they raise is logged and changes nothing."""
+        hooks = self._workplace.hooks
+        if type(hooks) is HooksBase:
+            return  # they do nothing
         try:
-            getattr(self._workplace.hooks, name)(self.instance_id, *details)
+            getattr(hooks, name)(self.instance_id, *details)
         except Exception:  # the edge of user code
             _log.exception("The hook %s raised for instance %s; nothing is changed by that", name, self.instance_id)
 
@@ -320,10 +323,13 @@ class Run:
             await no_further()  # nothing new is begun; the instance, if anything, goes on elsewhere
         try:
             await self.until_held()
-            with self._at_work():
+            self._step_begins()
+            try:
                 if self._unsaved or self._saving.locked():
                     await self.save_values()
                 value = await work(key)
+            finally:
+                self._step_ends()
         except LeaseLostError:
             self.fate = LeaseLostError
             raise
@@ -347,14 +353,6 @@ class Run:
             await self.pauses.long(seconds, is_parked=lambda: self.is_parked, status=status, asks=asks)
         finally:
             self._step_begins()
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        self._step_begins()
-        try:
-            yield
-        finally:
-            self._step_ends()
 
     def _step_begins(self) -> None:
         self._busy += 1
