@@ -52,6 +52,7 @@ class Committer:
         self._stopping = threading.Event()
         self.pending = 0
         """So many units are not answered yet."""
+        self._is_over = False
         self._counting = threading.Lock()
         self.transactions = 0
         self.units = 0
@@ -81,9 +82,13 @@ class Committer:
 
     def put(self, unit: Unit, resolve: Resolve) -> None:
         """Write one unit, and tell on the loop what became of it; from any thread."""
+        job = _Job(unit, resolve)
         with self._counting:
             self.pending += 1
-        self._queue.put(_Job(unit, resolve))
+            if not self._is_over:
+                self._queue.put(job)
+                return
+        self._give_up([job])
 
     async def stop(self) -> None:
         """Write what is queued, then end the thread. While the database is away, what is queued is given up."""
@@ -98,7 +103,24 @@ class Committer:
             if batch:
                 self._answer(*self._put_busy_back(batch, self._write(batch)))
             if last:
+                with self._counting:
+                    self._is_over = True
+                self._give_up(self._left())
                 return
+
+    def _left(self) -> list[_Job]:
+        """What was put after the end was asked for."""
+        left: list[_Job] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                job = self._queue.get_nowait()
+                left += [job] if job is not None else []
+        return left
+
+    def _give_up(self, jobs: list[_Job]) -> None:
+        """Nothing is written any more; whoever goes on with the instance does it. Who starts one looks by itself."""
+        held = [job for job in jobs if not isinstance(job.unit, Start)]
+        self._answer(held, [LeaseLost()] * len(held))
 
     def _next_batch(self) -> tuple[list[_Job], bool]:
         batch: list[_Job] = []

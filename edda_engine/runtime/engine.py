@@ -229,14 +229,6 @@ class Engine:
         """Whether this worker has the instance under way, and so will announce its end; safe from any thread."""
         return instance_id in self.executor.held
 
-    @property
-    def is_at_rest(self) -> bool:
-        """Whether nothing goes on here by itself before time passes or something is sent; ask on the loop."""
-        runs = self.executor.held.values()
-        only_pause = all(run.is_quiet and (run.pauses.naps or run.pauses.has_long) for run in runs)
-        is_publishing = self._relay is not None and self._relay.is_publishing
-        return self.is_ready.is_set() and only_pause and self.committer.pending == 0 and not is_publishing
-
     def ask_to_stop(self, instance_id: str) -> None:
         """Tell a run of this worker, if there is one, that its instance was cancelled; safe from any thread.
 

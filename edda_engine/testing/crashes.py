@@ -1,0 +1,216 @@
+"""Crashes everywhere: the same run again and again, each time killed at another commit.
+
+How it thinks. First the run is made twice without disturbance: what it comes to, and which values are another each time
+anyway. Then once for each passing of the beginning and the end of a commit, with the worker killed there and another
+one going on. The number of commits is not known beforehand, because what is ready at the same time is saved together;
+so it goes on until a run ends without having been killed. Before each run the database is put back, and the clock.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_jsonable_python
+from sqlalchemy import select
+
+from edda_engine.errors import UsageError, WorkflowCancelledError, WorkflowFailedError
+from edda_engine.storage.schema import history
+from edda_engine.testing.clock import SkippableClock
+from edda_engine.testing.errors import CrashError
+from edda_engine.testing.rows import Rows, differences, read_rows, unknown_columns, volatile_columns
+from edda_engine.testing.snapshots import Snapshot, snapshot_of
+from edda_engine.testing.worker import Bench, WorkerUnderTest
+
+_ADVICE = (
+    "What an activity writes through its session is saved together with its step, once. What it does by other means (a"
+    " connection of its own, a file, a call to another service) is done again when its worker dies before the step is"
+    " saved: write through the session, or have the other side recognize ctx.idempotency_key. What a body decides by"
+    " anything but its arguments and recorded results is decided anew: use ctx.now(), ctx.random(), ctx.uuid4()."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CrashReport:
+    """What was tried."""
+
+    kills: tuple[str, ...]
+    """Where the worker was killed, one after the other."""
+    not_compared: tuple[str, ...]
+    """Columns, and parts of what was returned, that are another each time even without a crash."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one run came to."""
+
+    returned: dict[str, Any]
+    rows: Rows
+    error: Exception | None
+    death: _Death | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """Where the worker was killed, and what was recorded then."""
+
+    place: str
+    recorded: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.place}. Recorded until then: {', '.join(self.recorded) or 'nothing'}"
+
+
+class CrashSweep:
+    """One scenario, killed everywhere.
+
+    :param settle: Lets everything go on that can without time passing.
+    :param ignore: Columns that are not compared, ``"created_at"`` or ``"orders.created_at"``.
+    :param look: What else must be the same each time.
+    :param reset: Called before each run, after the database was put back.
+    """
+
+    def __init__(
+        self,
+        worker: WorkerUnderTest,
+        clock: SkippableClock,
+        *,
+        settle: Callable[[], None],
+        ignore: Collection[str],
+        look: Callable[[], Any] | None,
+        reset: Callable[[], object] | None,
+    ) -> None:
+        self._worker, self._clock, self._settle = worker, clock, settle
+        self._ignore, self._look, self._reset = frozenset(ignore), look, reset
+        self._begins_at = clock.now()
+        self._before: set[tuple[str, str]] = set()
+        self._death: _Death | None = None
+
+    @property
+    def _bench(self) -> Bench:
+        return self._worker.bench
+
+    def over(self, scenario: Callable[[], Any], *, name: str) -> CrashReport:
+        """Try every crash.
+
+        :raises CrashError: something else came out of one.
+        """
+        self._worker.start()  # makes the tables, which belong to what is put back
+        self._worker.stop()
+        self._worker.on_death = self._note_death
+        try:
+            self._before = set(self._recorded())
+            with snapshot_of(self._bench.database) as snapshot:
+                return self._sweep(scenario, snapshot, name)
+        finally:
+            self._worker.on_death = lambda: None
+            self._worker.arm(None)
+
+    def _sweep(self, scenario: Callable[[], Any], snapshot: Snapshot, name: str) -> CrashReport:
+        expected, again = (self._once(scenario, snapshot, kill_at=None) for _ in range(2))
+        leaving_out = self._leaving_out(expected, again, name)
+        deaths: list[str] = []
+        while True:
+            found = self._once(scenario, snapshot, kill_at=len(deaths) + 1)
+            if found.death is None:
+                return CrashReport(tuple(deaths), tuple(sorted(leaving_out - self._ignore)))
+            deaths.append(found.death.place)
+            told = _told(expected, found, leaving_out)
+            if told:
+                raise CrashError(
+                    f"{name} comes to something else after a crash.\n\nIts worker was killed {found.death}. Another worker"
+                    f" went on from there.\n\n{told}\n\n{_ADVICE}"
+                ) from found.error
+
+    def _leaving_out(self, expected: _Run, again: _Run, name: str) -> set[str]:
+        if unknown := unknown_columns(expected.rows, self._ignore):
+            raise UsageError(f"crash_everywhere(ignore=...): no table has a column {unknown[0]!r}.")
+        parts = expected.returned.keys() | again.returned.keys()
+        volatile = {part for part in parts if expected.returned.get(part) != again.returned.get(part)}
+        leaving_out = volatile_columns(expected.rows, again.rows) | volatile | self._ignore
+        told = _told(expected, again, leaving_out)
+        if told:
+            raise CrashError(
+                f"{name} comes to something else each time, even without a crash, so nothing can be said about crashes."
+                f" Two runs:\n\n{told.replace('without the crash', 'first').replace('after it', 'then')}\n\nMake it come to"
+                " the same: reset what it uses beside the database with reset=."
+            )
+        return leaving_out
+
+    def _once(self, scenario: Callable[[], Any], snapshot: Snapshot, *, kill_at: int | None) -> _Run:
+        self._put_back(snapshot)
+        self._worker.arm(kill_at)
+        error: Exception | None = None
+        value: Any = None
+        try:
+            value = scenario()
+            self._settle()
+        except (WorkflowFailedError, WorkflowCancelledError) as ended:
+            error = ended
+            self._settle()
+        except Exception as broken:
+            if self._death is None:
+                raise  # not by the crash: it is the test that is wrong
+            error = broken
+        with self._bench.database.read() as conn:
+            rows = read_rows(conn)
+        seen = self._look() if self._look is not None else None
+        self._bench.save_session()
+        return _Run(_parts({"returned": value, "look": seen, "raised": _summary(error)}), rows, error, self._death)
+
+    def _put_back(self, snapshot: Snapshot) -> None:
+        self._worker.stop()
+        snapshot.restore()
+        self._clock.set(self._begins_at)
+        self._death = None
+        if self._reset is not None:
+            self._reset()
+
+    def _note_death(self) -> None:
+        place = self._worker.switch.killed_at if self._worker.switch is not None else None
+        if place is None or self._death is not None:
+            return  # it was the scenario that killed
+        self._death = _Death(place, tuple(step[1] for step in self._recorded() if step not in self._before))
+
+    def _recorded(self) -> list[tuple[str, str]]:
+        query = select(history.c.instance_id, history.c.activity_id).order_by(history.c.created_at, history.c.seq)
+        with self._bench.database.read() as conn:
+            return [(row.instance_id, row.activity_id) for row in conn.execute(query)]
+
+
+def _summary(error: Exception | None) -> str | None:
+    match error:
+        case None:
+            return None
+        case WorkflowFailedError():
+            return f"WorkflowFailedError: {error.workflow_name}: {error.error}"
+        case WorkflowCancelledError():
+            return f"WorkflowCancelledError: {error.workflow_name}"
+        case _:
+            return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _parts(value: Any, path: str = "") -> dict[str, Any]:
+    """A value as its leaves, each by its path: so that a part that is another each time can be left out."""
+    plain = to_jsonable_python(value, fallback=repr) if not path else value
+    if isinstance(plain, dict) and plain:
+        inner = ((f"{path}.{key}" if path else str(key), item) for key, item in plain.items())
+    elif isinstance(plain, list) and plain:
+        inner = ((f"{path}[{index}]", item) for index, item in enumerate(plain))
+    else:
+        return {path: plain}
+    return {name: leaf for at, item in inner for name, leaf in _parts(item, at).items()}
+
+
+def _told(expected: _Run, found: _Run, leaving_out: Collection[str]) -> str:
+    """How two runs differ, in lines; empty if they do not."""
+    lines = []
+    for part in dict.fromkeys((*expected.returned, *found.returned)):
+        before, after = (run.returned.get(part, "nothing") for run in (expected, found))
+        if part not in leaving_out and before != after:
+            lines += [f"{part}:", f"    {before!r} without the crash", f"    {after!r} after it"]
+    for table, told in differences(expected.rows, found.rows, leaving_out=leaving_out).items():
+        lines += [f"{table}:", *(f"    {line}" for line in told)]
+    return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""A Flask application on the bench of :mod:`edda_engine.testing`."""
+
+from __future__ import annotations
+
+from flask import Flask, current_app, has_app_context
+
+from edda_engine.client import Client
+from edda_engine.errors import ConfigurationError
+from edda_engine.runtime.conditions import Conditions
+from edda_engine.runtime.engine import Engine
+from edda_engine.runtime.environment import Environment
+from edda_engine.storage import migrate
+from edda_engine.storage.database import Database
+from edda_engine.testing.runner import TIMEOUT_SECONDS, Runner
+from edda_wsgi.application import Application
+from edda_wsgi.environment import FlaskEnvironment
+
+
+class WorkflowRunner(Runner):
+    """Runs the workflows of a Flask application in the process of a test.
+
+    ::
+
+        with WorkflowRunner(app) as runner:
+            assert runner.run(fulfil, order_id=1) == {"status": "shipped"}
+            assert runner.steps() == ["reserve:1", "sleep:1", "ship:1"]
+
+    :param app: An application with ``TESTING``, on a database that no other test uses: a SQLite file or PostgreSQL.
+    :param timeout: Seconds, by the real clock, that one call may take.
+    :raises ConfigurationError: the application has no edda, or is not ``TESTING``.
+    """
+
+    def __init__(self, app: Flask, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        super().__init__(FlaskBench(app), timeout=timeout)
+
+
+class FlaskBench:
+    """See ``edda_engine.testing.worker.Bench``."""
+
+    def __init__(self, app: Flask) -> None:
+        found = app.extensions.get("edda")
+        if not isinstance(found, Application):
+            raise ConfigurationError(
+                f"The application {app.name!r} has no edda. Call edda.init_app(app, db=db) in its factory."
+            )
+        if not app.testing:
+            raise ConfigurationError(
+                f"The application {app.name!r} is not under test: set TESTING in its configuration, so that it runs no"
+                " workflows by itself and nobody takes its database for one that matters."
+            )
+        self._app, self._application = app, found
+
+    @property
+    def conditions(self) -> Conditions:
+        """What its next engine runs under."""
+        return self._application.conditions
+
+    @conditions.setter
+    def conditions(self, value: Conditions) -> None:
+        self._application.conditions = value
+
+    @property
+    def database(self) -> Database:
+        """Where its tables are."""
+        return self._application.database
+
+    @property
+    def client(self) -> Client:
+        """Questions and requests."""
+        return self._application.client
+
+    @property
+    def service_name(self) -> str:
+        """Whose instances its worker runs."""
+        return self._application.settings.service_name
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest payload."""
+        return self._application.settings.max_payload_bytes
+
+    @property
+    def engine(self) -> Engine | None:
+        """Its engine, if it has one now."""
+        return self._application._engine  # nobody else needs to know it
+
+    @property
+    def has_relay(self) -> bool:
+        """Whether its worker publishes the events of the outbox."""
+        return self._application.settings.outbox is not None
+
+    def environment(self) -> Environment:
+        """An app context around user code, and its sessions."""
+        return FlaskEnvironment(self._app, self._application.session_source)
+
+    def start_worker(self) -> None:
+        """Run an engine on a loop thread of its own.
+
+        :raises ConfigurationError: the tables are not there, and AUTO_MIGRATE forbids to make them.
+        """
+        problem = None if self._application.settings.auto_migrate else migrate.check(self.database)
+        if problem is not None:
+            raise ConfigurationError(problem)
+        self._application.start_engine().result(TIMEOUT_SECONDS)
+
+    def stop_worker(self, timeout: float) -> None:
+        """Stop it."""
+        self._application.stop_engine(timeout)
+
+    def save_session(self) -> None:
+        """Commit ``db.session`` of the app context that the test is in."""
+        if not has_app_context() or current_app.extensions.get("edda") is not self._application:
+            return
+        source = self._application.session_source
+        session = source.current() if source is not None else None
+        if session is not None and session.in_transaction():
+            session.commit()
+
+    def wake(self) -> None:
+        """Something was sent."""
+        self._application.wake_everybody()
