@@ -214,29 +214,8 @@ class Client:
         return self._write(lambda conn: cancel_with(conn, instance_id, reason))
 
     def retry(self, instance_id: str) -> bool:
-        """Take up a failed or blocked instance again; a final failed step is tried anew.
-
-        Its subscriptions ended with its failure; those of this run begin again, from now on.
-
-        :returns: False if the instance needs no such help: it is under way, or has ended otherwise.
-        :raises InstanceNotFoundError: there is none of that id.
-        """
-
-        _refuse_impossible(instance_id)
-
-        def take_up(conn: Connection) -> bool:
-            row = instances.find(conn, instance_id)
-            if row is None:
-                raise InstanceNotFoundError(instance_id)
-            if not instances.take_up_again(conn, instance_id):
-                return False
-            if row["status"] == Status.FAILED:
-                history.forget_last_failure(conn, instance_id)
-                for channel, mode in history.subscriptions(conn, instance_id).items():
-                    channels.subscribe(conn, mailbox=row["mailbox"], channel=channel, mode=ChannelMode(mode))
-            return True
-
-        return self._write(take_up)
+        """Take up a failed or blocked instance again in a transaction of its own (see :func:`retry_with`)."""
+        return self._write(lambda conn: retry_with(conn, instance_id))
 
     def outcome(self, instance_id: str) -> Ended | str:
         """The result if the instance has completed, else a word about where it stands.
@@ -294,6 +273,27 @@ def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
     if done is None:
         raise InstanceNotFoundError(instance_id)
     return done
+
+
+def retry_with(conn: Connection, instance_id: str) -> bool:
+    """Take up a failed or blocked instance again as part of a transaction; a final failed step is tried anew.
+
+    Its subscriptions ended with its failure; those of this run begin again, from now on.
+
+    :returns: False if the instance needs no such help: it is under way, or has ended otherwise.
+    :raises InstanceNotFoundError: there is none of that id.
+    """
+    _refuse_impossible(instance_id)
+    row = instances.find(conn, instance_id)
+    if row is None:
+        raise InstanceNotFoundError(instance_id)
+    if not instances.take_up_again(conn, instance_id):
+        return False
+    if row["status"] == Status.FAILED:
+        history.forget_last_failure(conn, instance_id)
+        for channel, mode in history.subscriptions(conn, instance_id).items():
+            channels.subscribe(conn, mailbox=row["mailbox"], channel=channel, mode=ChannelMode(mode))
+    return True
 
 
 def send_with(conn: Connection, message: OutgoingMessage) -> None:

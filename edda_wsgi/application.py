@@ -14,14 +14,14 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, has_app_context
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from edda_engine.client import Client, cancel_with
+from edda_engine.client import Client, cancel_with, retry_with
 from edda_engine.core.ports import NewInstance, current_place
 from edda_engine.errors import DatabaseUnavailableError, StartNotCommittedError, UsageError
 from edda_engine.results import ResultWait
@@ -37,7 +37,7 @@ from edda_engine.storage.starts import Started, insert_instance
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body
 from edda_wsgi import starts
 from edda_wsgi.beginnings import bury, refuse_gevent, report
-from edda_wsgi.environment import FlaskEnvironment
+from edda_wsgi.environment import FlaskEnvironment, write_at_the_end
 from edda_wsgi.joining import joining, refuse_own_transaction
 from edda_wsgi.loading import import_modules, load_hooks
 from edda_wsgi.loop_thread import LoopThread
@@ -45,6 +45,8 @@ from edda_wsgi.session import SessionSource
 from edda_wsgi.settings import Effective
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LOOK_SECONDS = 1.0
 
@@ -153,7 +155,7 @@ class Application:
         new = self.client.prepare(workflow, options, args, kwargs)
         place = current_place.get()
         if options.session is UNSET and isinstance(place, Attempt):
-            place.start(new)
+            _in_step(place, lambda conn: insert_instance(conn, new))
             place.register_post_commit(self.wake)
             return new.instance_id
         self.write(
@@ -219,21 +221,50 @@ class Application:
 
     def cancel(self, instance_id: str, reason: str | None, session: Any) -> bool:
         """Cancel an instance where the request belongs; see :meth:`edda_wsgi.EddaFlask.cancel`."""
-        refuse_in_body("cancel()")
+        return self._request(
+            "cancel()",
+            lambda conn: cancel_with(conn, instance_id, reason),
+            alone=lambda: self.client.cancel(instance_id, reason),
+            session=session,
+            then=lambda: self._was_cancelled(instance_id),
+        )
+
+    def retry(self, instance_id: str, session: Any) -> bool:
+        """Take up an instance again; see :meth:`edda_wsgi.EddaFlask.retry`."""
+        return self._request(
+            "retry()",
+            lambda conn: retry_with(conn, instance_id),
+            alone=lambda: self.client.retry(instance_id),
+            session=session,
+            then=self.wake,
+        )
+
+    def _request(
+        self,
+        call: str,
+        joined: Callable[[Connection], bool],
+        *,
+        alone: Callable[[], bool],
+        session: Any,
+        then: Callable[[], None],
+    ) -> bool:
+        """Ask for something where it belongs; in an async activity the answer is not known before its end."""
+        refuse_in_body(call)
         place = current_place.get()
-        if session is UNSET and isinstance(place, Attempt) and not place.is_async:
-            done = cancel_with(place.transaction.connection(), instance_id, reason)
-            place.register_post_commit(lambda: self._was_cancelled(instance_id))
-            return done
-        joined = self._session_for(session)
-        if joined is None:
-            refuse_own_transaction("cancel(session=None)", is_sqlite=self.database.is_sqlite)
-            done = self.client.cancel(instance_id, reason)
-            self._was_cancelled(instance_id)
+        if session is UNSET and isinstance(place, Attempt):
+            done = _in_step(place, joined)
+            if done is not False:
+                place.register_post_commit(then)
+            return done is not False
+        session = self._session_for(session)
+        if session is None:
+            refuse_own_transaction(call, is_sqlite=self.database.is_sqlite)
+            done = alone()
+            then()
         else:
-            done = cancel_with(starts.connection_of(joined, self.database.engine), instance_id, reason)
+            done = joined(starts.connection_of(session, self.database.engine))
             if done:
-                starts.after_commit(joined, lambda: self._was_cancelled(instance_id))
+                starts.after_commit(session, then)
         return done
 
     def _was_cancelled(self, instance_id: str) -> None:
@@ -315,9 +346,7 @@ class Application:
         database = self.database
         with self._lock:
             if self._starting is None:
-                self._loop_thread = LoopThread(
-                    new_event_loop=self.conditions.new_event_loop, died=self._begin_again
-                )
+                self._loop_thread = LoopThread(new_event_loop=self.conditions.new_event_loop, died=self._begin_again)
                 self._starting = self._loop_thread.submit(self._run_engine(database, hooks))
                 self._starting.add_done_callback(report)
             return self._starting
@@ -399,3 +428,11 @@ class Application:
         self.completions = Completions()
         if self._database is not None:
             self._database.after_fork()
+
+
+def _in_step(attempt: Attempt, write: Callable[[Connection], T]) -> T | None:
+    """Write as part of an activity's step: at once, and ``None`` in an async activity, where it is done at its end."""
+    if attempt.is_async:
+        write_at_the_end(write)
+        return None
+    return write(attempt.transaction.connection())

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from flask import Flask
 from flask.ctx import AppContext
+from sqlalchemy import Connection
 
 from edda_engine.runtime.environment import PlainSessions
 from edda_engine.runtime.transactions import AttemptTransaction
 from edda_wsgi.session import SessionSource
+
+_written_at_the_end: ContextVar[list[Callable[[Connection], Any]]] = ContextVar("edda_written_at_the_end")
+
+
+def write_at_the_end(write: Callable[[Connection], Any]) -> None:
+    """In an async activity: write into its step when it has returned, because a plain call there cannot wait for SQL."""
+    _written_at_the_end.get().append(write)
+
+
+class _AsyncSessions(PlainSessions):
+    """The session of an async activity, and what is written beside it."""
+
+    def __init__(self, transaction: AttemptTransaction, writes: list[Callable[[Connection], Any]]) -> None:
+        super().__init__(transaction, is_async=True)
+        self._attempt, self._writes = transaction, writes
+
+    def settle(self) -> None:
+        """Flush what is pending, then write the rest in the order of the calls."""
+        super().settle()
+        for write in self._writes:
+            write(self._attempt.connection())
 
 
 class FlaskEnvironment:
@@ -52,8 +75,10 @@ class FlaskEnvironment:
         """A fresh app context; its teardown functions, which may block, are called on another thread."""
         context = self._app.app_context()
         context.push()
+        writes: list[Callable[[Connection], Any]] = []
+        _written_at_the_end.set(writes)
         try:
-            yield PlainSessions(transaction, is_async=True)
+            yield _AsyncSessions(transaction, writes)
         finally:
             await asyncio.to_thread(self._tear_down, context)
 

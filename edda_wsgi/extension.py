@@ -16,7 +16,7 @@ from edda_engine.core.ports import DIRECT_CHANNEL
 from edda_engine.core.status import Status
 from edda_engine.errors import ConfigurationError
 from edda_engine.runtime.probes import Probe, no_probe
-from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, refuse_in_body
+from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions
 from edda_wsgi import cloudevents, health, lifecycle, outgoing, settings, starts, talking
 from edda_wsgi.application import Application
 from edda_wsgi.cli import edda_commands
@@ -160,10 +160,11 @@ class EddaFlask:
     def cancel(self, instance_id: str, reason: str | None = None, *, session: Any = UNSET) -> bool:
         """Cancel an instance: a waiting one with this transaction, a running one at its next step.
 
-        In a view it joins ``db.session`` and takes effect with its commit; ``session=None`` commits at once.
+        In a view it joins ``db.session`` and takes effect with its commit, in an activity with its step;
+        ``session=None`` commits at once.
 
-        :returns: False if it has ended already.
-        :raises InstanceNotFoundError: there is none of that id.
+        :returns: False if it has ended already. In an async activity always True: it is done when the activity ends.
+        :raises InstanceNotFoundError: there is none of that id; in an async activity when that ends, as its failure.
         """
         return self._application().cancel(instance_id, reason, session)
 
@@ -245,17 +246,15 @@ class EddaFlask:
         message = direct_message(instance_id, data, channel, metadata, max_payload_bytes=limit)
         return talking.send(application, "send_to()", message, session)
 
-    def retry(self, instance_id: str) -> bool:
-        """Take up a failed or blocked instance again, committing at once; a final failed step is tried anew.
+    def retry(self, instance_id: str, *, session: Any = UNSET) -> bool:
+        """Take up a failed or blocked instance again; a final failed step is tried anew.
 
-        :returns: False if the instance needs no such help.
+        It joins transactions as :meth:`cancel` does: in a view it takes effect with the commit of ``db.session``.
+
+        :returns: False if the instance needs no such help. In an async activity always True.
         :raises InstanceNotFoundError: there is none of that id.
         """
-        refuse_in_body("retry()")
-        application = self._application()
-        done = application.client.retry(instance_id)
-        application.wake()
-        return done
+        return self._application().retry(instance_id, session)
 
     def health(self) -> Response:
         """A view for health checks: ``app.get("/healthz")(edda.health)``.
