@@ -9,36 +9,39 @@ dataclasses; the two brackets are cut off again.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-import math
 import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
 import typing_extensions
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from edda_engine.core.refusals import (
+    first_problem,
+    is_unicode,
+    located,
+    refuse_secrets,
+    refuse_silent_change,
+    refuse_text,
+    refuse_unfinished,
+)
 from edda_engine.errors import ConfigurationError, PayloadError
 
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
-_SCALARS = frozenset({str, int, float, bool, type(None)})
-_SURELY_SHALLOW = 100
-_DEEPEST = 300
-_ADDED_LEVELS = 8
 _PLAIN_ANNOTATIONS = (Any, dict, list, object)
 
 
 class Codec:
     """Encodes and decodes the values of one annotation."""
 
-    __slots__ = ("_adapter", "_is_plain", "annotation")
+    __slots__ = ("_adapter", "_is_plain", "_names", "annotation")
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
@@ -51,25 +54,23 @@ class Codec:
                 f"The annotation {annotation!r} names no type that can be stored as JSON: {error.message.splitlines()[0]}"
                 " Use JSON types, pydantic models, dataclasses, or the like."
             ) from error
+        self._names = _Names(self._adapter.core_schema)
 
     def encode(self, value: Any, *, owner: str, path: str = "$") -> str:
         """The JSON text of *value*.
 
         :raises PayloadError: names *owner* and the path to what cannot be encoded.
         """
-        _refuse_unfinished(owner, path, value)
+        refuse_unfinished(owner, path, value)
         try:
-            text = self._adapter.dump_json((value,), warnings=False)[1:-1].decode()
+            text = self._adapter.dump_json(
+                (value,), warnings=False, by_alias=self._names.by_alias, round_trip=self._names.round_trip
+            )[1:-1].decode()
         except (PydanticSerializationError, ValueError, RecursionError) as error:
-            raise _located(owner, path, value, error) from error
+            raise located(owner, path, value, error) from error
         except Exception as error:  # a property or serializer of the user's class raised
             raise PayloadError(owner, path, f"could not be encoded: {type(error).__name__}: {error}") from error
-        if "\\u0000" in text:
-            _refuse_nul(owner, path, value)
-        if text.count("[") + text.count("{") > _SURELY_SHALLOW:
-            _refuse_too_deep(owner, path, text)
-        if len(text) > _SURELY_READABLE and _LONG_NUMBER.search(text) is not None:
-            _refuse_unreadable(owner, path, text)
+        refuse_text(owner, path, value, text)
         return text
 
     def decode(self, text: str, *, owner: str, path: str = "$") -> Any:
@@ -78,9 +79,9 @@ class Codec:
         :raises PayloadError: it does not fit the annotation.
         """
         try:
-            return self._adapter.validate_json(f"[{text}]")[0]
+            return self._adapter.validate_json(f"[{text}]", by_alias=not self._names.collide, by_name=True)[0]
         except ValidationError as error:
-            raise PayloadError(owner, *_first_problem(error, path)) from error
+            raise PayloadError(owner, *first_problem(error, path)) from error
         except Exception as error:  # a validator of the user's class raised something else
             raise PayloadError(owner, path, f"could not be restored: {type(error).__name__}: {error}") from error
 
@@ -96,23 +97,78 @@ class Codec:
         :raises PayloadError: it cannot be encoded, or would come back as something else without a word.
         """
         text = self.encode(value, owner=owner, path=path)
-        restored = self.decode(text, owner=owner, path=path)
+        try:
+            restored = self.decode(text, owner=owner, path=path)
+        except PayloadError:
+            refuse_secrets(owner, path, value, text)
+            raise
         if not _equal(restored, value):
-            _refuse_silent_change(owner, path, value, restored)
+            refuse_silent_change(owner, path, value, restored)
         return text, restored
+
+
+class _Names:
+    """How the fields of an annotation are called in JSON: by their names when we write, and also by an alias when we read.
+
+    Whoever starts a workflow may know the aliases only; what we have written must not depend on how a model wants to be shown.
+    """
+
+    __slots__ = ("by_alias", "collide", "round_trip")
+
+    def __init__(self, schema: Any) -> None:
+        self.by_alias: bool | None = None
+        """``None``: a model that no annotation names is shown as it wants to be."""
+        self.round_trip = False
+        """Whether there are fields that are shown and not read, or shown otherwise than they are read."""
+        self.collide = False
+        """One field's alias is another one's name: only the names can be told apart."""
+        self._look_at(schema, set())
+
+    def _look_at(self, part: Any, seen: set[int]) -> None:
+        if not isinstance(part, (dict, list, tuple)) or id(part) in seen:
+            return
+        seen.add(id(part))
+        if not isinstance(part, dict):
+            for inner in part:
+                self._look_at(inner, seen)
+            return
+        fields = part.get("fields")
+        if isinstance(fields, (dict, list)):
+            self.by_alias = False
+            self.collide = self.collide or _collide(dict(_named(fields)))
+        if part.get("computed_fields") or part.get("type") == "json":
+            self.round_trip = True
+        for name, inner in part.items():
+            if name not in ("default", "metadata", "config"):  # these hold what users write
+                self._look_at(inner, seen)
+
+
+def _named(fields: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The fields of a model come by name, those of a dataclass in a list."""
+    for name, field in fields.items() if isinstance(fields, dict) else ((None, field) for field in fields):
+        if isinstance(field, dict):
+            yield name or field.get("name", ""), field
+
+
+def _collide(fields: dict[str, dict[str, Any]]) -> bool:
+    for name, field in fields.items():
+        aliases = field.get("validation_alias")
+        for alias in aliases if isinstance(aliases, list) else [aliases]:
+            first = alias[0] if isinstance(alias, list) and alias else alias  # a path begins with a name
+            if isinstance(first, str) and first != name and first in fields:
+                return True
+    return False
 
 
 MAX_ID_LENGTH = 255
 
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")
-_SURELY_READABLE = 4300
-_LONG_NUMBER = re.compile(f"[0-9]{{{_SURELY_READABLE + 1}}}")
 
 
 def is_storable(text: object) -> bool:
     """Whether *text* can be a text in the database: without NUL or lone surrogates."""
-    return isinstance(text, str) and "\0" not in text and _is_unicode(text)
+    return isinstance(text, str) and "\0" not in text and is_unicode(text)
 
 
 def is_storable_id(text: object) -> bool:
@@ -242,124 +298,3 @@ def _equal(left: Any, right: Any) -> bool:
         return bool(left == right)
     except Exception:  # comparing user classes may raise anything; the careful walk decides
         return False
-
-
-def _children(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, BaseModel):
-        return [(f".{name}", getattr(value, name)) for name in type(value).model_fields]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if isinstance(value, Mapping):
-        return [(f"[{key!r}]", child) for key, child in value.items()]
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [(f"[{number}]", child) for number, child in enumerate(value)]
-    return []
-
-
-def _located(owner: str, path: str, value: Any, error: Exception, above: tuple[int, ...] = ()) -> PayloadError:
-    """Walk down to the first part that cannot be encoded by itself."""
-    if id(value) in above or "depth exceeded" in str(error) or isinstance(error, RecursionError):
-        return PayloadError(owner, path, "is nested too deeply or contains itself")
-    if isinstance(value, Mapping):
-        for key in value:
-            if isinstance(key, str) and not _is_unicode(key):
-                return PayloadError(
-                    owner, path, f"has a key with a lone surrogate ({key!r}), which JSON has no form for"
-                )
-    for step, child in _children(value):
-        if isinstance(value, BaseModel) and isinstance(child, bytes) and not _is_text(child):
-            cure = 'model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")'
-            return PayloadError(owner, path + step, f"is bytes that are no text; give {type(value).__name__} {cure}")
-        try:
-            to_json(child, inf_nan_mode="strings", bytes_mode="base64")
-        except (PydanticSerializationError, ValueError, RecursionError) as inner:
-            return _located(owner, path + step, child, inner, (*above, id(value)))
-        except Exception as inner:
-            return PayloadError(owner, path + step, f"could not be encoded: {type(inner).__name__}: {inner}")
-    if isinstance(value, str) and not _is_unicode(value):
-        return PayloadError(owner, path, "is a string with a lone surrogate, which JSON has no form for")
-    return PayloadError(owner, path, f"is a {type(value).__qualname__}, which has no JSON form ({error})")
-
-
-def _is_text(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _refuse_unfinished(owner: str, path: str, value: Any, depth: int = 0) -> None:
-    """Refuse generators and coroutines, also in containers: encoding would use a generator up."""
-    kind = type(value)
-    if kind in (dict, list, tuple):
-        if depth > _DEEPEST:
-            return  # refused for its depth a moment later
-        for step, child in value.items() if kind is dict else enumerate(value):
-            if type(child) not in _SCALARS:
-                _refuse_unfinished(owner, f"{path}[{step!r}]", child, depth + 1)
-        return
-    is_waiting = inspect.isawaitable(value) and not isinstance(value, str)  # an event id is both
-    if is_waiting or inspect.isgenerator(value) or inspect.isasyncgen(value):
-        raise PayloadError(owner, path, f"is a {kind.__name__}; await it, or make a list of it, first")
-
-
-def _refuse_too_deep(owner: str, path: str, text: str) -> None:
-    """What is written must be readable, also inside the few levels that a row adds around it."""
-    try:
-        from_json("[" * _ADDED_LEVELS + text + "]" * _ADDED_LEVELS)
-    except ValueError as error:
-        raise PayloadError(owner, path, "is nested too deeply to be read back") from error
-
-
-def _refuse_unreadable(owner: str, path: str, text: str) -> None:
-    """Python writes longer integers than it reads; a message with one would break whoever gets it."""
-    try:
-        from_json(text)
-    except ValueError as error:
-        raise PayloadError(owner, path, f"holds an integer of more than {_SURELY_READABLE} digits") from error
-
-
-def _refuse_nul(owner: str, path: str, value: Any) -> None:
-    if isinstance(value, str) and "\0" in value:
-        raise PayloadError(
-            owner, path, "is a string with a NUL character, which PostgreSQL refuses; strip it, or use bytes"
-        )
-    if isinstance(value, Mapping):
-        for key in value:
-            if isinstance(key, str) and "\0" in key:
-                raise PayloadError(owner, path, f"has a key with a NUL character ({key!r}), which PostgreSQL refuses")
-    for step, child in _children(value):
-        _refuse_nul(owner, path + step, child)
-
-
-def _refuse_silent_change(owner: str, path: str, value: Any, restored: Any) -> None:
-    if isinstance(value, float) and not math.isfinite(value) and not isinstance(restored, float):
-        raise PayloadError(owner, path, f"is {value}, which JSON has no form for; annotate it as float, or use None")
-    if isinstance(value, Mapping) and isinstance(restored, Mapping):
-        for key in value:
-            if key not in restored and not isinstance(key, str):
-                raise PayloadError(
-                    owner,
-                    path,
-                    f"has the key {key!r}, a {type(key).__name__}, which JSON turns into a string;"
-                    " annotate it, as in dict[int, str], or use string keys",
-                )
-    ours, theirs = _children(value), dict(_children(restored))
-    for step, child in ours:
-        if step in theirs:
-            _refuse_silent_change(owner, path + step, child, theirs[step])
-
-
-def _first_problem(error: ValidationError, path: str) -> tuple[str, str]:
-    first = error.errors(include_url=False, include_input=False)[0]
-    inside = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"][1:])
-    return path + inside, f"does not fit its annotation ({first['msg']})"
