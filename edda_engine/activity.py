@@ -11,7 +11,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 from edda_engine.context import ActivityContext, SyncWorkflowContext, WorkflowContext
 from edda_engine.core.codec import is_name
-from edda_engine.core.retrying import RetryPolicy
+from edda_engine.core.retrying import RetryPolicy, is_number
 from edda_engine.declarations import Declaration, Registry
 from edda_engine.errors import ConfigurationError, UsageError
 
@@ -33,9 +33,15 @@ class Activity(Declaration, Generic[P, R]):
         timeout_seconds: float | None = None,
     ) -> None:
         super().__init__(function, name=name, reserved="activity_id")
-        if timeout_seconds is not None and timeout_seconds <= 0:
+        if timeout_seconds is not None and not is_number(timeout_seconds, above=0):
             raise ConfigurationError(
-                f"Activity {self.name!r}: timeout_seconds must be more than 0, not {timeout_seconds!r}; leave it out for no limit."
+                f"Activity {self.name!r}: timeout_seconds must be a number of seconds, more than 0, not {timeout_seconds!r:.80};"
+                " leave it out for no limit."
+            )
+        if retry_policy is not None and not isinstance(retry_policy, RetryPolicy):
+            raise ConfigurationError(
+                f"Activity {self.name!r}: retry_policy must be a RetryPolicy, such as RetryPolicy(max_attempts=3), not"
+                f" {retry_policy!r:.80}."
             )
         self.retry_policy = retry_policy
         self.timeout_seconds = timeout_seconds

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -173,9 +173,11 @@ class EngineSettings(BaseModel):
     @field_validator("default_retry_policy", mode="before")
     @classmethod
     def _policy_from_dict(cls, value: object) -> object:
-        if isinstance(value, dict):
-            try:
-                return RetryPolicy(**value)
-            except Exception as error:
-                raise ValueError(str(error)) from error
-        return value
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            for name in value:
+                check_name(str(name), [known.name for known in fields(RetryPolicy)], source="a RetryPolicy")
+            return RetryPolicy(**value)
+        except ConfigurationError as error:
+            raise ValueError(str(error).rstrip(".")) from error

@@ -185,11 +185,18 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
         def paint(ctx: WorkflowContext) -> None: ...
 
 
-@pytest.mark.parametrize("seconds", [0, -1])
-def test_a_time_limit_that_leaves_no_time_is_refused(seconds: float) -> None:
-    with pytest.raises(ConfigurationError, match="timeout_seconds must be more than 0"):
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "5", True])
+def test_a_time_limit_that_leaves_no_time_is_refused(seconds: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timeout_seconds must be a number of seconds, more than 0, not"):
 
         @activity(timeout_seconds=seconds)
+        def hurry(ctx: WorkflowContext) -> None: ...
+
+
+def test_a_retry_policy_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="retry_policy must be a RetryPolicy, such as"):
+
+        @activity(retry_policy={"max_attempts": 3})  # type: ignore[call-overload, untyped-decorator]
         def hurry(ctx: WorkflowContext) -> None: ...
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from edda_engine.core.retrying import GiveUp, RetryAfter, RetryPolicy, decide
 from edda_engine.errors import ActivityTimeoutError, ConfigurationError, PayloadError, TerminalError
 from edda_engine.retry import AGGRESSIVE_RETRY, CONSERVATIVE_RETRY, DEFAULT_RETRY, INFINITE_RETRY
+
+NAN, INFINITY = float("nan"), float("inf")
 
 
 def delays_of(policy: RetryPolicy, *, at_most: int = 100, each_attempt_takes: float = 0.0) -> list[float]:
@@ -155,24 +160,68 @@ def test_a_timeout_of_an_attempt_is_tried_again() -> None:
     assert decide(DEFAULT_RETRY, late, attempt=1, elapsed_seconds=5.0, random=0.0) == RetryAfter(2, 1.0)
 
 
+@pytest.mark.parametrize("given", [ValueError, "ValueError", ["ValueError"], (ValueError,)])
+def test_error_types_are_given_as_one_class_or_several_or_by_name(given: Any) -> None:
+    assert RetryPolicy(non_retryable_error_types=given).non_retryable_error_types == (ValueError,)
+    assert RetryPolicy(retryable_error_types=given).retryable_error_types == (ValueError,)
+
+
+def test_error_types_of_modules_are_given_by_their_dotted_path() -> None:
+    policy = RetryPolicy(
+        non_retryable_error_types=["edda_engine.errors.TerminalError", "json.JSONDecodeError", OSError]
+    )
+    assert policy.non_retryable_error_types == (TerminalError, json.JSONDecodeError, OSError)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            "NoSuchError",
+            r"'NoSuchError' cannot be imported \(AttributeError.*Give an exception class, or its dotted path",
+        ),
+        ("no_such_module.Error", r"'no_such_module.Error' cannot be imported \(ModuleNotFoundError"),
+        ("edda_engine.errors.Nothing", "cannot be imported"),
+        (["print"], "give an exception class or several"),
+        (int, "give an exception class or several"),
+        ([ValueError()], "give an exception class or several"),
+        (7, "give an exception class or several"),
+        (None, "give an exception class or several"),
+    ],
+)
+def test_what_is_no_error_type_is_refused_when_the_policy_is_made(given: Any, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"RetryPolicy\(non_retryable_error_types=.*{sentence}"):
+        RetryPolicy(non_retryable_error_types=given)
+
+
+# Limits that follow from each other.
+
+
+def test_a_policy_without_limit_of_attempts_has_no_limit_of_time_unless_it_is_given() -> None:
+    assert RetryPolicy(max_attempts=None).max_duration is None
+    assert RetryPolicy(max_attempts=None, max_duration=300.0).max_duration == 300.0
+    assert type(RetryPolicy().max_duration) is float
+    assert RetryPolicy().max_duration == 300.0
+
+
 # Bad policies.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("name", "values", "sentence"),
     [
-        ({"max_attempts": 0}, "max_attempts must be at least 1"),
-        ({"max_attempts": -3}, "max_attempts must be at least 1"),
-        ({"initial_interval": -0.1}, "initial_interval must not be negative"),
-        ({"backoff_coefficient": 0.5}, "backoff_coefficient must be at least 1"),
-        ({"max_interval": -1.0}, "max_interval must not be negative"),
-        ({"max_duration": -1.0}, "max_duration must not be negative"),
-        ({"jitter": 1.5}, "jitter must be between 0 and 1"),
-        ({"jitter": -0.1}, "jitter must be between 0 and 1"),
-        ({"initial_interval": float("nan")}, "initial_interval"),
-        ({"max_interval": float("nan")}, "max_interval"),
+        ("max_attempts", [0, -3, "3", 2.0, True], "a whole number, at least 1, or None"),
+        ("initial_interval", [-0.1, NAN, INFINITY, "1", None, True], "a number of seconds, at least 0"),
+        ("backoff_coefficient", [0.5, NAN, INFINITY, "2"], "a number, at least 1"),
+        ("max_interval", [-1.0, NAN, INFINITY, "60"], "a number of seconds, at least 0"),
+        ("max_duration", [-1.0, NAN, INFINITY, "300"], "a number of seconds, at least 0, or None"),
+        ("jitter", [1.5, -0.1, NAN, "0"], "a number from 0 to 1"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_when_it_is_made(arguments: dict[str, float], sentence: str) -> None:
-    with pytest.raises(ConfigurationError, match=sentence):
-        RetryPolicy(**arguments)  # type: ignore[arg-type]
+def test_a_policy_that_makes_no_sense_is_refused_when_it_is_made(
+    name: str, values: list[object], sentence: str
+) -> None:
+    for value in values:
+        with pytest.raises(ConfigurationError) as caught:
+            RetryPolicy(**{name: value})  # type: ignore[arg-type]
+        assert str(caught.value) == f"RetryPolicy({name}={value!r}): it must be {sentence}."
