@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-from sqlalchemy.orm import Session
 
 from edda_engine.channels import channel_message, direct_message
-from edda_engine.client import Client, Instance, Page, cancel_with, send_with
+from edda_engine.client import Client, Instance, Page, cancel_with, retry_with, send_with
 from edda_engine.core.events import HistoryEvent
 from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutgoingMessage, current_place
 from edda_engine.core.retrying import RetryPolicy
-from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, UsageError
+from edda_engine.core.status import Status
+from edda_engine.errors import ConfigurationError, DatabaseUnavailableError
 from edda_engine.events import event_message
 from edda_engine.hooks import WorkflowHooks
+from edda_engine.joins import write_in
 from edda_engine.outbox.transactional import outbox_event
 from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
@@ -40,6 +40,7 @@ from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class EddaApp:
@@ -141,6 +142,12 @@ class EddaApp:
         """The id of this process as a worker."""
         return self._running().worker_id
 
+    @overload
+    async def start(self, workflow: DeclaredWorkflow[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    @overload
+    async def start(
+        self, workflow: DeclaredWorkflow[..., Any], /, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any
+    ) -> str: ...
     async def start(self, workflow: DeclaredWorkflow[..., Any], /, *args: Any, **kwargs: Any) -> str:
         """Enqueue a run of *workflow* and return its instance id; the same as ``await workflow.start(...)``."""
         return await self.start_with(workflow, StartOptions(), args, kwargs)
@@ -156,11 +163,12 @@ class EddaApp:
         new = self._client.prepare(workflow, options, args, kwargs)
         place = current_place.get()
         if options.session is UNSET and isinstance(place, Attempt):
-            await self._start_in_activity(place, new)
+            place.start(new)
+            place.register_post_commit(self._wake)
         elif options.session is UNSET or options.session is None:
             await self._start_alone(new, has_made_id=options.instance_id is None)
         else:
-            await self._start_in_session(options.session, new)
+            await write_in(options.session, lambda conn: insert_instance(conn, new), self._wake)
         return new.instance_id
 
     async def _start_alone(self, new: NewInstance, *, has_made_id: bool) -> None:
@@ -173,36 +181,6 @@ class EddaApp:
             await asyncio.wrap_future(written)
         except DBAPIError as error:
             raise self._client.clear(error) from error
-
-    async def _start_in_activity(self, attempt: Attempt, new: NewInstance) -> None:
-        attempt.start(new)
-        attempt.register_post_commit(self._wake)
-
-    async def _start_in_session(self, session: Any, new: NewInstance) -> None:
-        def insert(conn: Connection) -> None:
-            insert_instance(conn, new)
-
-        await self._in_session(session, insert)
-
-    async def _in_session(
-        self, session: Any, work: Callable[[Connection], None], then: Callable[[], None] | None = None
-    ) -> None:
-        """Do *work* in somebody's transaction, and look for what is due once it is committed."""
-        if isinstance(session, AsyncSession):
-            await (await session.connection()).run_sync(work)
-            self._after_commits_of(session.sync_session, then or self._wake_everybody)
-        elif isinstance(session, AsyncConnection):
-            await session.run_sync(work)
-        else:
-            raise UsageError(
-                f"session= takes an AsyncSession or AsyncConnection, or None to commit at once, not {session!r}."
-            )
-
-    def _after_commits_of(self, session: Session, then: Callable[[], None]) -> None:
-        key = ("edda", id(self), then.__name__)
-        if key not in session.info:
-            session.info[key] = True
-            event.listen(session, "after_commit", lambda _: then())
 
     async def send_event(
         self, event_type: str, source: str, data: Any, *, instance_id: str | None = None, session: Any = UNSET
@@ -243,7 +221,7 @@ class EddaApp:
             await self._in_thread(lambda: self._client.write_outbox_event(made))
             self._wake_relay()
         else:
-            await self._in_session(session, lambda conn: insert_events(conn, [(None, None, made)]), self._wake_relay)
+            await write_in(session, lambda conn: insert_events(conn, [(None, None, made)]), self._wake_relay)
         return made.event_id
 
     async def publish(
@@ -280,7 +258,7 @@ class EddaApp:
             await self._in_thread(lambda: self._client.write_message(message))
             self._wake_everybody()
         else:
-            await self._in_session(session, lambda conn: send_with(conn, message))
+            await write_in(session, lambda conn: send_with(conn, message), self._wake_everybody)
         return message.message_id
 
     async def result(self, instance_id: str, timeout: float | None = None) -> Any:
@@ -313,35 +291,84 @@ class EddaApp:
         """One instance, as the database shows it."""
         return await self._in_thread(lambda: self._client.get(instance_id))
 
-    async def find_instances(self, **criteria: Any) -> Page:
-        """Instances that match (see :meth:`edda_engine.client.Client.find_instances`)."""
-        return await self._in_thread(functools.partial(self._client.find_instances, **criteria))
+    async def find_instances(
+        self,
+        *,
+        status: Status | str | Collection[Status | str] | None = None,
+        workflow_name: str | None = None,
+        instance_id: str | None = None,
+        input_filters: Mapping[str, Any] | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        limit: int = 50,
+        page_token: str | None = None,
+    ) -> Page:
+        """Committed instances of this service that match everything given, newest first.
+
+        What can be asked is told at :meth:`edda_engine.client.Client.find_instances`.
+        """
+        return await self._in_thread(
+            lambda: self._client.find_instances(
+                status=status, workflow_name=workflow_name, instance_id=instance_id, input_filters=input_filters,
+                started_after=started_after, started_before=started_before, limit=limit, page_token=page_token,
+            )
+        )  # fmt: skip
 
     async def history(self, instance_id: str) -> list[HistoryEvent]:
         """The recorded steps of an instance, in order."""
         return await self._in_thread(lambda: self._client.history(instance_id))
 
-    async def cancel(self, instance_id: str, reason: str | None = None) -> bool:
-        """Cancel an instance; a running one stops at its next step. False if it has ended already."""
-        refuse_in_body("cancel()")
+    async def cancel(self, instance_id: str, reason: str | None = None, *, session: Any = UNSET) -> bool:
+        """Cancel an instance: a waiting one at once, a running one at its next step; in an activity with its step.
+
+        :param session: An ``AsyncSession`` or ``AsyncConnection`` whose transaction it belongs to.
+        :returns: False if it has ended already.
+        :raises InstanceNotFoundError: there is none of that id.
+        """
+        return await self._request(
+            "cancel()",
+            lambda conn: cancel_with(conn, instance_id, reason),
+            alone=lambda: self._client.cancel(instance_id, reason),
+            session=session,
+            then=lambda: self._was_cancelled(instance_id),
+        )
+
+    async def retry(self, instance_id: str, *, session: Any = UNSET) -> bool:
+        """Take up a failed or blocked instance again; False if it needs no such help. It joins as :meth:`cancel` does."""
+        return await self._request(
+            "retry()",
+            lambda conn: retry_with(conn, instance_id),
+            alone=lambda: self._client.retry(instance_id),
+            session=session,
+            then=self._wake,
+        )
+
+    async def _request(
+        self,
+        call: str,
+        joined: Callable[[Connection], bool],
+        *,
+        alone: Callable[[], bool],
+        session: Any,
+        then: Callable[[], None],
+    ) -> bool:
+        refuse_in_body(call)
         place = current_place.get()
-        if isinstance(place, Attempt):
-            session = place.session
-            if not isinstance(session, AsyncSession):
-                return cancel_with(session.connection(), instance_id, reason)
-            return await (await session.connection()).run_sync(lambda conn: cancel_with(conn, instance_id, reason))
-        done = await self._in_thread(lambda: self._client.cancel(instance_id, reason))
-        if done and self._engine is not None:
-            self._engine.ask_to_stop(instance_id)
-            self._engine.completions.announce(instance_id)
+        if session is UNSET and isinstance(place, Attempt):
+            place.register_post_commit(then)
+            if not place.is_async:
+                return joined(place.transaction.connection())
+            return await (await place.session.connection()).run_sync(joined)  # type: ignore[no-any-return]
+        if session is not UNSET and session is not None:
+            return await write_in(session, joined, then)
+        done = await self._in_thread(alone)
+        then()
         return done
 
-    async def retry(self, instance_id: str) -> bool:
-        """Take up a failed or blocked instance again; False if it needs no such help."""
-        refuse_in_body("retry()")
-        done = await self._in_thread(lambda: self._client.retry(instance_id))
-        self._wake()
-        return done
+    def _was_cancelled(self, instance_id: str) -> None:
+        if self._engine is not None:
+            self._engine.ask_to_stop(instance_id)
+            self._engine.completions.announce(instance_id)
 
     def _running(self) -> Engine:
         if self._engine is None:

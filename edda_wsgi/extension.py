@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, ParamSpec, overload
 
 import click
 from flask import Flask, Response, current_app, has_app_context
@@ -22,6 +22,8 @@ from edda_wsgi.application import Application
 from edda_wsgi.cli import edda_commands
 from edda_wsgi.intake import EventHandlers, H
 from edda_wsgi.session import source_for
+
+P = ParamSpec("P")
 
 
 class EddaFlask:
@@ -92,6 +94,12 @@ class EddaFlask:
         """
         return self._handlers.register(event_type)
 
+    @overload
+    def start(self, workflow: DeclaredWorkflow[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    @overload
+    def start(
+        self, workflow: DeclaredWorkflow[..., Any], /, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any
+    ) -> str: ...
     def start(self, workflow: DeclaredWorkflow[..., Any], /, *args: Any, **kwargs: Any) -> str:
         """Enqueue a run of *workflow* and return its instance id; the same as ``workflow.start(...)``."""
         return self._application().start(workflow, StartOptions(), args, kwargs)

@@ -86,10 +86,14 @@ def view() -> None:
     assert_type(plain.start(7), str)
     assert_type(fulfil.options(instance_id="order-7", delay=timedelta(minutes=1)).start(7, note="x"), str)
     assert_type(edda.start(fulfil, 7), str)
+    assert_type(edda.start(plain, order_id=7), str)
+    assert_type(edda.start(fulfil, 7, note="x", lock_timeout_seconds=10), str)
     assert_type(edda.get("x"), Instance)
     assert_type(edda.history("x"), list[HistoryEvent])
     assert_type(edda.find_instances(status=Status.FAILED), Page)
     assert_type(edda.cancel("x"), bool)
+    assert_type(edda.cancel("x", "no longer wanted", session=None), bool)
+    assert_type(edda.retry("x", session=None), bool)
     _function = reserve.function
 
 
@@ -100,6 +104,11 @@ async def main() -> None:
         assert_type(await asynchronous.options(priority=3).start(order_id=7), str)
         assert_type(await app.get(instance_id), Instance)
         assert_type(await app.history(instance_id), list[HistoryEvent])
+        assert_type(await app.start(asynchronous, order_id=7), str)
+        assert_type(await app.start(asynchronous, 7, lock_timeout_seconds=None), str)
+        assert_type(await app.find_instances(status=["failed", Status.PENDING], limit=10), Page)
+        assert_type(await app.cancel(instance_id, session=None), bool)
+        assert_type(await app.retry(instance_id, session=None), bool)
 
 
 assert edda_wsgi.activity is edda_engine.activity

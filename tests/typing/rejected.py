@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import edda_engine
+from edda_engine import EddaApp
 from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
 
 
@@ -75,6 +76,14 @@ async def starting_in_asyncio() -> None:
     print(instance_id)
 
 
+async def asking_in_asyncio(app: EddaApp) -> None:
+    await app.start(asynchronous, "seven")  # rejects: call-overload
+    await app.start(asynchronous)  # rejects: call-overload
+    await app.start(reserve, 1)  # rejects: call-overload
+    await app.find_instances(status=7)  # rejects: arg-type
+    await app.find_instances(colour="red")  # rejects: call-arg
+
+
 edda = EddaFlask()
 
 
@@ -88,7 +97,12 @@ def starting_in_a_view() -> None:
     wrong_arguments.options(instance_id=7)  # rejects: arg-type
     instance_number: int = wrong_arguments.start(1)  # rejects: assignment
     edda.get(instance_number)  # rejects: arg-type
-    edda.start(reserve, 1)  # rejects: arg-type
+    edda.start(reserve, 1)  # rejects: call-overload
+    edda.start(wrong_arguments, "seven")  # rejects: call-overload
+    edda.start(wrong_arguments)  # rejects: call-overload
+    edda.start(wrong_arguments, order=1)  # rejects: call-overload
+    edda.start(wrong_arguments, 1, lock_timeout_seconds="long")  # rejects: call-arg
+    edda.find_instances(colour="red")  # rejects: call-arg
 
 
 @activity(retry_policy=3)  # rejects: call-overload
