@@ -77,7 +77,7 @@ class EddaApp:
             options["outbox"] = _outbox(options.get("outbox"), broker_url)
         self.settings = _settings(service_name=service_name, default_retry_policy=default_retry_policy, **options)
         self._database = Database.from_url(db_url)
-        self._client = Client(self._database, self.settings)
+        self._client = Client(self._database, self.settings, probe=probe)
         self._notifier = Notifier(lambda: self._database)
         self.conditions = Conditions(probe=probe)
         """What the engine runs under; how its loop is made does not matter here."""

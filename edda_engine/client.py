@@ -23,6 +23,7 @@ from edda_engine.core.ports import ChannelMode, NewInstance, OutboxEvent, Outgoi
 from edda_engine.core.status import Status
 from edda_engine.errors import DatabaseUnavailableError, InstanceNotFoundError, UsageError
 from edda_engine.outcomes import Ended, last_run, outcome_of_row
+from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.settings import EngineSettings
 from edda_engine.storage import channels, history, instances, outbox, workers
 from edda_engine.storage.database import Database, is_outage
@@ -91,8 +92,8 @@ class Page:
 class Client:
     """The questions and requests of one application."""
 
-    def __init__(self, database: Database, settings: EngineSettings) -> None:
-        self._database, self._settings = database, settings
+    def __init__(self, database: Database, settings: EngineSettings, *, probe: Probe = no_probe) -> None:
+        self._database, self._settings, self._probe = database, settings, probe
 
     def prepare(
         self, workflow: DeclaredWorkflow[..., Any], options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -109,7 +110,7 @@ class Client:
 
     def write_start(self, new: NewInstance) -> None:
         """Write a start in a transaction of its own."""
-        self._write(lambda conn: insert_instance(conn, new))
+        self.write("request.start", lambda conn: insert_instance(conn, new))
 
     def clear(self, error: BaseException) -> BaseException:
         """What to say of an error of the database."""
@@ -120,11 +121,11 @@ class Client:
 
         :raises InstanceNotFoundError: it is for an instance that does not exist.
         """
-        self._write(lambda conn: send_with(conn, message))
+        self.write("request.send", lambda conn: send_with(conn, message))
 
     def write_outbox_event(self, event: OutboxEvent) -> None:
         """Write an event for other services in a transaction of its own."""
-        self._write(lambda conn: outbox.insert_events(conn, [(None, None, event)]))
+        self.write("request.event", lambda conn: outbox.insert_events(conn, [(None, None, event)]))
 
     def get(self, instance_id: str) -> Instance:
         """One instance.
@@ -211,11 +212,11 @@ class Client:
 
     def cancel(self, instance_id: str, reason: str | None = None) -> bool:
         """Cancel an instance in a transaction of its own (see :func:`cancel_with`)."""
-        return self._write(lambda conn: cancel_with(conn, instance_id, reason))
+        return self.write("request.cancel", lambda conn: cancel_with(conn, instance_id, reason))
 
     def retry(self, instance_id: str) -> bool:
         """Take up a failed or blocked instance again in a transaction of its own (see :func:`retry_with`)."""
-        return self._write(lambda conn: retry_with(conn, instance_id))
+        return self.write("request.retry", lambda conn: retry_with(conn, instance_id))
 
     def outcome(self, instance_id: str) -> Ended | str:
         """The result if the instance has completed, else a word about where it stands.
@@ -241,12 +242,21 @@ class Client:
                 return without_tables()  # they are made with the first start; until then there is nothing
             raise _clear(error) from error
 
-    def _write(self, work: Callable[[Connection], T]) -> T:
+    def write(self, name: str, work: Callable[[Connection], T]) -> T:
+        """Do *work* in a transaction of its own; *name* is that of the points before and after its commit.
+
+        :raises DatabaseUnavailableError: the database did not answer.
+        """
+        is_being_saved = False
         try:
             with self._database.write(service=False) as conn:
-                return work(conn)
+                found = work(conn)
+                self._probe(f"{name}.before_commit")
+                is_being_saved = True
+            self._probe(f"{name}.after_commit")
+            return found
         except DBAPIError as error:
-            raise _clear(error) from error
+            raise _clear(error, is_being_saved=is_being_saved) from error
 
 
 def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
@@ -323,8 +333,13 @@ def _says_no_tables(error: DBAPIError) -> bool:
     return "no such table: edda_" in str(error.orig) or type(error.orig).__name__ == "UndefinedTable"
 
 
-def _clear(error: DBAPIError) -> Exception:
+def _clear(error: DBAPIError, *, is_being_saved: bool = False) -> Exception:
     first_line = str(error.orig).splitlines()[0] if str(error.orig) else type(error.orig).__name__
+    if is_outage(error) and is_being_saved:
+        return DatabaseUnavailableError(
+            f"The database did not answer ({first_line}) when the change was saved, so it may have been saved or not. Look"
+            " before you try again; a start with an instance_id can simply be tried again."
+        )
     if is_outage(error):
         return DatabaseUnavailableError(f"The database did not answer ({first_line}). Nothing was changed; try again.")
     if _says_no_tables(error):

@@ -89,7 +89,7 @@ class Application:
     @property
     def client(self) -> Client:
         """Questions and requests about instances."""
-        return Client(self.database, self.settings)
+        return Client(self.database, self.settings, probe=self.conditions.probe)
 
     def ensure_tables(self) -> None:
         """Create or upgrade the tables, once in each process, unless AUTO_MIGRATE forbids it."""

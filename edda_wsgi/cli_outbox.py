@@ -97,8 +97,7 @@ def _application() -> Application:
 
 
 def _change(application: Application, work: Callable[[Connection], T]) -> T:
-    with application.database.write(service=False) as conn:
-        return work(conn)
+    return application.client.write("request.outbox", work)
 
 
 def _all(application: Application, work: Callable[[Connection], list[str]]) -> list[str]:

@@ -27,10 +27,12 @@ def prune(days: float | None, as_json: bool) -> None:
         raise click.UsageError(
             "Say how old: --older-than DAYS, or set INSTANCE_RETENTION_DAYS. Without either, instances are kept for ever."
         )
+    seconds = days * _DAY_SECONDS
     total = 0
     while True:
-        with application.database.write(service=False) as conn:
-            count = pruning.prune_instances(conn, older_than_seconds=days * _DAY_SECONDS)
+        count = application.client.write(
+            "request.prune", lambda conn: pruning.prune_instances(conn, older_than_seconds=seconds)
+        )
         total += count
         if count < BATCH:
             break

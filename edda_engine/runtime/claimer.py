@@ -258,7 +258,9 @@ class Claimer:
         """Hand back what a claim whose answer was lost may have taken."""
         mine = [*executor.held, *claimed]
         try:
-            await self._service.write(lambda conn: instances.release_strays(conn, worker_id=self._worker_id, held=mine))
+            await self._service.write(
+                "strays", lambda conn: instances.release_strays(conn, worker_id=self._worker_id, held=mine)
+            )
         except Exception as error:
             if not is_outage(error):
                 raise

@@ -76,7 +76,7 @@ class Engine:
         self._database, self._settings = database, settings
         self._async_engines = AsyncEngines(database.engine)
         self._threads = DaemonThreads(settings.threads, name="edda-activity")
-        self._service = ServiceThread(database)
+        self._service = ServiceThread(database, probe=probe)
         self._notifier = notifier or Notifier(lambda: database)
         self.committer = Committer(database, probe=probe)
         self._liveness = Liveness(
@@ -286,7 +286,7 @@ class Engine:
         self._stopped = True
         self._watch.stop()
         await self.committer.stop()
-        await self._service.write(lambda conn: take_over(conn, self.worker_id))
+        await self._service.write("bury", lambda conn: take_over(conn, self.worker_id))
         if self._relay is not None:
             self._relay.bury()
         await self._close()

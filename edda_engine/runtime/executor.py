@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -162,10 +163,9 @@ class Executor:
         self.promises.close()
 
         async def release_all_but(held: list[str]) -> None:
+            release = partial(instances.release_strays, worker_id=self._worker_id, held=held)
             try:
-                await self._service.write(
-                    lambda conn: instances.release_strays(conn, worker_id=self._worker_id, held=held)
-                )
+                await self._service.write("release", release)
             except DBAPIError as error:
                 _log.warning("This worker's leases could not be handed back; its siblings will take them: %s", error)
             else:
@@ -218,10 +218,9 @@ class Executor:
 
     async def _recall(self, run: Run) -> None:
         while run.is_parked and self._parked.get(run.instance_id) is run:
+            make_due = partial(instances.make_due, instance_id=run.instance_id, epoch=run.holder.epoch)
             try:
-                await self._service.write(
-                    lambda conn: instances.make_due(conn, instance_id=run.instance_id, epoch=run.holder.epoch)
-                )
+                await self._service.write("recall", make_due)
             except DBAPIError as error:
                 if not is_outage(error):
                     raise
@@ -274,11 +273,9 @@ class Executor:
             oldest.seal(Suspended)
 
     async def _hand_back(self, lease: Lease, delay: float) -> None:
-        await self._service.write(
-            lambda conn: instances.release(
-                conn, worker_id=self._worker_id, instance_ids=[lease.instance_id], delay_seconds=delay
-            )
-        )
+        ids = [lease.instance_id]
+        release = partial(instances.release, worker_id=self._worker_id, instance_ids=ids, delay_seconds=delay)
+        await self._service.write("hand_back", release)
 
     async def _drive(self, run: Run) -> None:
         try:

@@ -46,7 +46,7 @@ class Leases:
             return
         try:
             renewed = await self._service.write(
-                lambda conn: instances.renew(conn, worker_id=self._worker_id, instance_ids=list(before))
+                "renew", lambda conn: instances.renew(conn, worker_id=self._worker_id, instance_ids=list(before))
             )
         except Exception as error:
             if not is_outage(error):

@@ -15,6 +15,8 @@ STEP_POINTS = (
     "body.started",
     "activity.started",
     "activity.returned",
+    "activity.before_commit",
+    "activity.after_commit",
     "step.before_commit",
     "step.after_commit",
     "attempt.before_commit",
@@ -24,7 +26,29 @@ STEP_POINTS = (
     "end.before_commit",
     "end.after_commit",
 )
-"""Points that any instance with activities passes. What was sent is delivered in the transaction of a claim."""
+"""Points that any instance with activities passes. What was sent is delivered in the transaction of a claim.
+
+An activity that has used its session commits its own transaction (``activity.``). Everything else of an instance goes
+through the committer: the points of a ``step``, an ``attempt`` or an ``end`` are before it is handed over and after the
+answer, those of a ``batch`` are around the commit itself.
+"""
+
+KEEPING_POINTS = tuple(
+    f"{name}.{when}_commit"
+    for name in (
+        "register", "unregister", "renew", "release", "recall", "hand_back", "strays", "take_over", "note_takeover",
+        "bury", "beat", "sweep", "prune", "prune_instances",
+    )
+    for when in ("before", "after")
+)  # fmt: skip
+"""Points in what a worker writes about itself, its leases, and the work of workers that died."""
+
+REQUEST_POINTS = tuple(
+    f"request.{name}.{when}_commit"
+    for name in ("start", "send", "event", "cancel", "retry", "outbox", "prune")
+    for when in ("before", "after")
+)
+"""Points in requests that commit at once, rather than with the session of whoever asks."""
 
 TALK_POINTS = (
     "take.before_commit",
@@ -57,7 +81,7 @@ RELAY_POINTS = (
 )
 """Points in the life of a publication; only a relay passes them."""
 
-POINTS = STEP_POINTS + TALK_POINTS + EVENT_POINTS + RELAY_POINTS
+POINTS = STEP_POINTS + KEEPING_POINTS + TALK_POINTS + REQUEST_POINTS + EVENT_POINTS + RELAY_POINTS
 
 
 def no_probe(point: str) -> None:

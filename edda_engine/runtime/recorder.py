@@ -11,9 +11,6 @@ import itertools
 import logging
 from collections.abc import Sequence
 
-from sqlalchemy import Connection
-
-from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.storage import outbox
 from edda_engine.storage.database import may_be_repeated
@@ -51,8 +48,8 @@ class Outage:
 class Recorder:
     """Records outcomes for one relay."""
 
-    def __init__(self, *, relay_id: str, service: ServiceThread, outage: Outage, probe: Probe) -> None:
-        self._relay_id, self._service, self._outage, self._probe = relay_id, service, outage, probe
+    def __init__(self, *, relay_id: str, service: ServiceThread, outage: Outage) -> None:
+        self._relay_id, self._service, self._outage = relay_id, service, outage
         self._known: list[tuple[tuple[Outcome, ...], asyncio.Future[bool]]] = []
         self._has_known = asyncio.Event()
         self.is_stuck = False
@@ -90,8 +87,10 @@ class Recorder:
         try:
             for pause in itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])):
                 try:
-                    ours = await self._service.write(lambda conn: self._in_transaction(conn, outcomes))
-                    self._probe("relay.record.after_commit")
+                    ours = await self._service.write(
+                        "relay.record",
+                        lambda conn: outbox.record(conn, relay_id=self._relay_id, outcomes=outcomes),
+                    )
                 except Exception as error:
                     if not may_be_repeated(error):
                         raise
@@ -104,8 +103,3 @@ class Recorder:
         finally:
             self.is_stuck = False
         raise AssertionError("unreachable")
-
-    def _in_transaction(self, conn: Connection, outcomes: Sequence[Outcome]) -> set[int]:
-        ours = outbox.record(conn, relay_id=self._relay_id, outcomes=outcomes)
-        self._probe("relay.record.before_commit")
-        return ours

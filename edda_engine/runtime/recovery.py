@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 FORGET_AFTER_SECONDS = 86_400.0
 _SWEEP_SECONDS = 600.0
+_PAUSE_SECONDS = 0.1
 
 
 class Recovery:
@@ -38,19 +39,28 @@ class Recovery:
         self._reported: set[str] = set()
 
     async def register(self) -> None:
-        """Enter this worker, and the source of the workflows it knows."""
+        """Enter this worker, and the source of the workflows it knows; while the database is away this waits for it."""
         declared = [(found.name, found.source_hash, found.source) for found in workflows]
 
         def enter(conn: Connection) -> None:
+            workers.unregister(conn, self._liveness.worker_id)  # the answer of another try may have been lost
             workers.register(conn, self._liveness.record(workflows.names()))
             instances.save_definitions(conn, declared)
             notifications.notify(conn, notifications.WORKERS_CHANNEL, self._service_name)
 
-        await self._service.write(enter)
+        while True:
+            try:
+                await self._service.write("register", enter)
+                return
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS)
+                await self._service.wait_until_reachable()
 
     async def unregister(self) -> None:
-        """Remove this worker."""
-        await self._service.write(lambda conn: workers.unregister(conn, self._liveness.worker_id))
+        """Remove this worker, and hand back what it could not while it drained: nobody would look for that any more."""
+        await self._service.write("unregister", lambda conn: take_over(conn, self._liveness.worker_id))
 
     async def work(self) -> None:
         """Look and beat until cancelled."""
@@ -65,7 +75,7 @@ class Recovery:
                     await self._beat()
                 if loop.time() >= next_sweep:
                     next_sweep = loop.time() + _SWEEP_SECONDS
-                    await self._service.write(self._sweep)
+                    await self._service.write("sweep", self._sweep)
             except Exception as error:
                 if not is_outage(error):
                     _log.exception("Looking after the other workers failed; tried again")
@@ -74,7 +84,7 @@ class Recovery:
     async def _look(self) -> None:
         dead = await self._service.call(self._liveness.dead_siblings)
         for worker_id in dead:
-            released = await self._service.write(lambda conn, found=worker_id: take_over(conn, found))  # type: ignore[misc]
+            released = await self._service.write("take_over", lambda conn, found=worker_id: take_over(conn, found))  # type: ignore[misc]
             if released is not None:
                 _log.warning(
                     "Worker %s died; what it was running goes on here or elsewhere (instances: %s)",
@@ -86,10 +96,11 @@ class Recovery:
     async def _beat(self) -> None:
         names = workflows.names()
         is_known, stranded = await self._service.write(
+            "beat",
             lambda conn: (
                 workers.beat(conn, self._liveness.worker_id, names),
                 instances.unclaimable(conn, self._service_name),
-            )
+            ),
         )
         if not is_known:
             _log.warning("A sibling took this worker for dead; it enters itself again")

@@ -60,11 +60,11 @@ class Relay:
         probe: Probe = no_probe,
     ) -> None:
         self._relay_id, self._publisher, self._hooks = relay_id, publisher, hooks
-        self._service = ServiceThread(database)
+        self._service = ServiceThread(database, probe=probe)
         self._poll_interval, self._retention_seconds = poll_interval, retention_days * 86_400
         self._lock_seconds, self._probe = lock_seconds, probe
         self._outage = Outage()
-        self._recorder = Recorder(relay_id=relay_id, service=self._service, outage=self._outage, probe=probe)
+        self._recorder = Recorder(relay_id=relay_id, service=self._service, outage=self._outage)
         self._most_lanes = concurrency * _LANES_PER_SLOT
         self._most_rows = concurrency * outbox.ROWS_OF_A_KEY
         self._slots = asyncio.Semaphore(concurrency)
@@ -178,18 +178,15 @@ class Relay:
             under_way = list(self._ours_until)
             if was_away:  # a claim whose answer was lost may have taken rows
                 outbox.release_relay(conn, self._relay_id, except_for=under_way)
-            claim = outbox.claim_due(
+            return outbox.claim_due(
                 conn, relay_id=self._relay_id, limit=room, lock_seconds=self._lock_seconds,
                 under_way=under_way, takes_over=takes_over,
             )  # fmt: skip
-            self._probe("relay.claim.before_commit")
-            return claim
 
         # On SQLite a claim takes the place of the one writer, so an idle relay only reads.
         if look_first and not was_away and not await self._service.read(outbox.has_due):
             return 0
-        claim = await self._service.write(take)
-        self._probe("relay.claim.after_commit")
+        claim = await self._service.write("relay.claim", take)
         self._outage.end()
         self._begin_lanes(claim.events, ours_until=now + self._lock_seconds)
         return len(claim.events) + claim.postponed
@@ -297,23 +294,14 @@ class Relay:
                     self._ours_until[seq] = ours_until if seq in renewed else _NEVER
 
     async def _renew(self, seqs: Sequence[int]) -> set[int]:
-        def renew(conn: Connection) -> set[int]:
-            renewed = outbox.renew(conn, relay_id=self._relay_id, seqs=seqs, lock_seconds=self._lock_seconds)
-            self._probe("relay.renew.before_commit")
-            return renewed
-
-        renewed = await self._service.write(renew)
-        self._probe("relay.renew.after_commit")
-        return renewed
+        return await self._service.write(
+            "relay.renew",
+            lambda conn: outbox.renew(conn, relay_id=self._relay_id, seqs=seqs, lock_seconds=self._lock_seconds),
+        )
 
     async def _hand_back(self) -> None:
-        def release(conn: Connection) -> None:
-            outbox.release_relay(conn, self._relay_id)
-            self._probe("relay.release.before_commit")
-
         try:
-            await self._service.write(release)
-            self._probe("relay.release.after_commit")
+            await self._service.write("relay.release", lambda conn: outbox.release_relay(conn, self._relay_id))
         except Exception as error:
             _log.warning("Events could not be handed back; they are due when their locks expire: %r", error)
 
@@ -329,14 +317,11 @@ class Relay:
         """Delete what was published longer ago than the retention."""
 
         def delete_some(conn: Connection) -> int:
-            deleted = outbox_upkeep.prune(conn, older_than_seconds=self._retention_seconds, limit=_PRUNED_ROWS)
-            self._probe("relay.prune.before_commit")
-            return deleted
+            return outbox_upkeep.prune(conn, older_than_seconds=self._retention_seconds, limit=_PRUNED_ROWS)
 
         deleted = _PRUNED_ROWS
         while deleted == _PRUNED_ROWS:
-            deleted = await self._service.write(delete_some)
-            self._probe("relay.prune.after_commit")
+            deleted = await self._service.write("relay.prune", delete_some)
 
     async def _after_failure(self, what: str, error: Exception) -> None:
         if may_be_repeated(error):

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
+from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.threads import DaemonThreads
 
@@ -22,16 +23,19 @@ _PAUSES = (0.1, 0.2, 0.5, 1.0)
 class ServiceThread:
     """Runs short transactions off the loop, one at a time."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, *, probe: Probe = no_probe) -> None:
+        self._database, self._probe = database, probe
         self._executor = DaemonThreads(1, name="edda-service")
 
-    async def write(self, work: Callable[[Connection], T]) -> T:
-        """Run *work* in a transaction of its own."""
+    async def write(self, name: str, work: Callable[[Connection], T]) -> T:
+        """Run *work* in a transaction of its own; *name* is that of the points before and after its commit."""
 
         def in_transaction() -> T:
             with self._database.write() as conn:
-                return work(conn)
+                found = work(conn)
+                self._probe(f"{name}.before_commit")
+            self._probe(f"{name}.after_commit")
+            return found
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, in_transaction)
 

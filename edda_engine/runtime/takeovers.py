@@ -39,9 +39,10 @@ class Takeovers:
     async def note(self, lease: Lease, past: Past) -> None:
         """Count from here."""
         await self._service.write(
+            "note_takeover",
             lambda conn: instances.note_takeover(
                 conn, instance_id=lease.instance_id, epoch=lease.epoch, progress=progress(past)
-            )
+            ),
         )
 
     async def block(self, lease: Lease, past: Past) -> None:

@@ -124,9 +124,9 @@ class AttemptTransaction:
         try:
             outcome = self._write(conn, step)
             if isinstance(outcome, Saved):
-                self._probe("step.before_commit")
+                self._probe("activity.before_commit")
                 conn.get_transaction().commit()  # type: ignore[union-attr]
-                self._probe("step.after_commit")
+                self._probe("activity.after_commit")
             return outcome
         except DBAPIError as error:
             self.saw_outage = self.saw_outage or is_outage(error)

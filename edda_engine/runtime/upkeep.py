@@ -44,7 +44,7 @@ class Upkeep:
         total = 0
         while True:
             count = await self._service.write(
-                lambda conn: retention.prune_messages(conn, retention_seconds=self._retention_seconds)
+                "prune", lambda conn: retention.prune_messages(conn, retention_seconds=self._retention_seconds)
             )
             total += count
             if count < retention.BATCH:
@@ -56,7 +56,9 @@ class Upkeep:
             return 0
         total = 0
         while True:
-            count = await self._service.write(lambda conn: pruning.prune_instances(conn, older_than_seconds=seconds))
+            count = await self._service.write(
+                "prune_instances", lambda conn: pruning.prune_instances(conn, older_than_seconds=seconds)
+            )
             total += count
             if count < pruning.BATCH:
                 return total

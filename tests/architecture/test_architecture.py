@@ -104,16 +104,24 @@ def test_only_what_looks_watches_or_notifies_uses_connections_that_commit_by_the
 
 
 def passed_points() -> set[str]:
-    """The points that the code names to a probe."""
-    return {
+    """The points that the code names to a probe, itself or as the name of what it writes."""
+    calls = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = {
         inner.value
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("probe")
-        for argument in node.args
+        for call in calls
+        if ast.unparse(call.func).endswith("probe")
+        for argument in call.args
+        if not isinstance(argument, ast.JoinedStr)
         for inner in ast.walk(argument)
         if isinstance(inner, ast.Constant) and isinstance(inner.value, str)
     }
+    written = {
+        call.args[0].value
+        for call in calls
+        if ast.unparse(call.func) in ("self._service.write", "application.client.write", "self.write")
+        if isinstance(call.args[0], ast.Constant)
+    }
+    return named | {f"{name}.{when}_commit" for name in written for when in ("before", "after")}
 
 
 def test_the_points_where_tests_can_kill_are_exactly_those_that_the_code_passes() -> None:

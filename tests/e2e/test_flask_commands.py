@@ -13,7 +13,7 @@ FLASK_RUN = ("flask", "run", "--port", "0")
 
 
 def test_flask_run_takes_up_an_interrupted_order_without_any_request(ledger: Ledger, shop: Shop) -> None:
-    assert shop.work("fulfil:1", probe="step.before_commit 2 kill").wait() == 9
+    assert shop.work("fulfil:1", probe="activity.before_commit 1 kill").wait() == 9
 
     server = shop.run(*FLASK_RUN)
 
@@ -25,7 +25,7 @@ def test_flask_run_takes_up_an_interrupted_order_without_any_request(ledger: Led
 def test_flask_run_under_the_reloader_has_one_worker_and_takes_up_an_interrupted_order(
     ledger: Ledger, shop: Shop
 ) -> None:
-    assert shop.work("fulfil:1", probe="step.before_commit 2 kill").wait() == 9
+    assert shop.work("fulfil:1", probe="activity.before_commit 1 kill").wait() == 9
 
     server = shop.run(*FLASK_RUN, "--reload")
 

@@ -54,7 +54,7 @@ def test_each_gunicorn_worker_is_a_worker_of_its_own_without_any_request(
 
 
 def test_an_interrupted_order_goes_on_under_gunicorn_without_any_request(ledger: Ledger, shop: Shop) -> None:
-    assert shop.work("fulfil:1", probe="step.after_commit 2 kill").wait() == 9
+    assert shop.work("fulfil:1", probe="activity.after_commit 1 kill").wait() == 9
 
     server = shop.gunicorn(*CONFIGURED)
 

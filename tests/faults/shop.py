@@ -1,7 +1,7 @@
 """A shop small enough to see through, run by the tests in processes of its own, and killed and paused there.
 
 It is told everything by environment variables: ``SHOP_DATABASE_URL``; ``SHOP_FOLDER``, where it notes each run of an
-activity and looks for the gate; ``SHOP_PROBE`` (``"step.before_commit 3 kill"``), where and at which passing it is to
+activity and looks for the gate; ``SHOP_PROBE`` (``"step.before_commit 1 kill"``), where and at which passing it is to
 kill or to stop itself. Settings of edda come as ``FLASK_EDDA_<NAME>``.
 
 Never import it in a test: it declares workflows.
