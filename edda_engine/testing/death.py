@@ -29,8 +29,8 @@ _COMMITS = {
     "claim.after_commit": "after it took up what was due",
     "batch.before_commit": "before it saved steps, waits or ends",
     "batch.after_commit": "after it saved steps, waits or ends",
-    "step.before_commit": "before it saved what an activity wrote, with its step",
-    "step.after_commit": "after it saved what an activity wrote, with its step",
+    "activity.before_commit": "before it saved what an activity wrote, with its step",
+    "activity.after_commit": "after it saved what an activity wrote, with its step",
 }
 _KILLED = "this worker was killed by its test, at one of its commits"
 
@@ -76,7 +76,7 @@ class KillSwitch:
     def __call__(self, point: str) -> None:
         """Pass a point."""
         self._probe(point)
-        if point not in _COMMITS or (point.startswith("step.") and _is_only_queued()):
+        if point not in _COMMITS:
             return
         if point == "claim.before_commit":
             self._claims = True
@@ -121,12 +121,6 @@ class KillSwitch:
 
 def _ordinal(number: int) -> str:
     return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
-
-
-def _is_only_queued() -> bool:
-    """Whether the step that is to be saved goes to the committer, whose own commit counts."""
-    place = current_place.get()
-    return place is None or place.is_body
 
 
 def _refuse() -> NoReturn:
