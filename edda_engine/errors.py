@@ -75,11 +75,16 @@ class InvalidInputError(EddaError, TypeError):
 
 
 class InstanceConflictError(EddaError):
-    """An instance id was used again for a different workflow or input."""
+    """An instance id was used again for a different workflow or input.
+
+    The message names the workflows only: the input of the other one may be somebody else's secret.
+    """
 
     def __init__(self, instance_id: str, *, recorded: str, requested: str) -> None:
+        running, asked = (call.partition("({")[0] for call in (recorded, requested))
         super().__init__(
-            f"Instance {instance_id!r} already runs {recorded}; it cannot be started again as {requested}."
+            f"Instance {instance_id!r} already runs {running}; it cannot be started again as {asked}"
+            f"{' with another input' if running == asked else ''}."
             " Use another instance_id, or start it with the same workflow and input to get the same instance."
         )
         self.instance_id, self.recorded, self.requested = instance_id, recorded, requested
@@ -205,18 +210,38 @@ class TerminalError(EddaError):
 class RetryExhaustedError(EddaError):
     """An activity failed on its last attempt; ``__cause__`` is the last error.
 
-    ``attempts`` counts tries from 1, ``duration_seconds`` runs from the first try to the last failure,
-    ``errors`` holds one ``"Type: message"`` an attempt.
+    ``attempts`` counts tries from 1, ``duration_seconds`` runs from the first try to the last failure, ``errors`` holds one
+    ``"Type: message"`` an attempt; of very many attempts the first ones and the latest ones.
     """
 
-    def __init__(self, activity_name: str, *, attempts: int, duration_seconds: float, errors: Sequence[str]) -> None:
-        listed = "; ".join(f"{number}. {error}" for number, error in enumerate(errors, 1))
+    def __init__(
+        self,
+        activity_name: str,
+        *,
+        attempts: int,
+        duration_seconds: float,
+        errors: Sequence[str],
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(
-            f"Activity {activity_name!r} failed {attempts} times in {duration_seconds:.1f} s: {listed}."
+            f"Activity {activity_name!r} failed {attempts} times in {duration_seconds:.1f} s:"
+            f" {_listed(errors, numbers or range(1, len(errors) + 1))}."
             " Handle this error in the workflow, or give the activity another retry_policy."
         )
         self.activity_name, self.attempts = activity_name, attempts
         self.duration_seconds, self.errors = duration_seconds, list(errors)
+
+
+def _listed(errors: Sequence[str], numbers: Sequence[int]) -> str:
+    """Errors with the numbers of their attempts, and how many lie between them that were not kept."""
+    parts: list[str] = []
+    before = 0
+    for number, error in zip(numbers, errors, strict=True):
+        if number > before + 1:
+            parts.append(f"{number - before - 1} left out")
+        parts.append(f"{number}. {error}")
+        before = number
+    return "; ".join(parts)
 
 
 class PublishRefusedError(EddaError):

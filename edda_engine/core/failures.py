@@ -144,6 +144,8 @@ def _attributes(error: BaseException) -> dict[str, Any]:
         for name, value in getattr(error, "__dict__", {}).items()
         if isinstance(name, str) and (name == _NOTES or not name.startswith("__")) and clean(name) == name
     }
+    if found.get("hide_parameters") is True:  # an engine of SQLAlchemy that was told to keep them out of logs
+        found["params"] = NotRecorded("<hidden>", "<hidden>")
     for kind in type(error).__mro__:
         if "__slots__" in vars(kind):
             slots = [name for name, slot in vars(kind).items() if isinstance(slot, MemberDescriptorType)]

@@ -390,4 +390,5 @@ def exhausted_error(activity_name: str, metadata: dict[str, Any]) -> RetryExhaus
         attempts=metadata["total_attempts"],
         duration_seconds=metadata["total_duration_ms"] / 1000,
         errors=[f"{entry['error_type']}: {entry['message']}" for entry in metadata["errors"]],
+        numbers=[entry["attempt"] for entry in metadata["errors"]],
     )

@@ -327,6 +327,24 @@ def test_an_infinite_policy_goes_on_far_beyond_the_default(database_url: str) ->
     assert metadata["errors"][-1]["message"] == "try 79"
 
 
+def test_the_error_after_very_many_attempts_numbers_those_whose_errors_were_kept(sqlite_url: str) -> None:
+    @activity(retry_policy=RetryPolicy(max_attempts=53, initial_interval=0))
+    def hopeless(ctx: WorkflowContext) -> None:
+        raise ConnectionError(f"try {ctx.attempt}")
+
+    @workflow
+    async def tells(ctx: WorkflowContext) -> str:
+        try:
+            await hopeless(ctx)
+        except RetryExhaustedError as error:
+            return str(error)
+        return ""
+
+    told = asyncio.run(run_and_look(sqlite_url, tells))[0]
+    assert "10. ConnectionError: try 10; 3 left out; 14. ConnectionError: try 14;" in told
+    assert "53. ConnectionError: try 53." in told
+
+
 def test_attempts_errors_and_elapsed_time_survive_a_restart(database_url: str) -> None:
     attempts: list[tuple[int, str]] = []
 

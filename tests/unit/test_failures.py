@@ -129,6 +129,19 @@ def test_errors_of_the_library_come_back_with_message_and_attributes(error: Exce
     assert (type(replayed), str(replayed), vars(replayed)) == (type(error), str(error), vars(error))
 
 
+def test_attempts_whose_errors_were_not_kept_are_left_out_and_the_others_keep_their_numbers() -> None:
+    error = RetryExhaustedError(
+        "charge", attempts=60, duration_seconds=9, errors=["E: a", "E: b", "E: c"], numbers=[1, 59, 60]
+    )
+    assert "failed 60 times in 9.0 s: 1. E: a; 57 left out; 59. E: b; 60. E: c. Handle" in str(error)
+
+
+def test_parameters_that_an_engine_hides_are_not_recorded() -> None:
+    error = ValueError("x")
+    error.hide_parameters, error.params = True, {"card": "4242"}  # type: ignore[attr-defined]
+    assert "4242" not in encode_error(error)
+
+
 def test_an_os_error_comes_back_with_its_errno_and_its_filename() -> None:
     replayed = again(FileNotFoundError(2, "No such file", "/etc/nothing"))
     assert isinstance(replayed, FileNotFoundError)
