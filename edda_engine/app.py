@@ -412,4 +412,5 @@ def _settings(**values: Any) -> EngineSettings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         wrong = first["loc"][0] if first["loc"] else "settings"
-        raise ConfigurationError(f"EddaApp({wrong}={first.get('input')!r}) is wrong: {first['msg']}.") from error
+        value = "..." if wrong == "outbox" else repr(first.get("input"))  # which may hold a token
+        raise ConfigurationError(f"EddaApp({wrong}={value}) is wrong: {first['msg']}.") from None

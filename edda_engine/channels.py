@@ -219,7 +219,7 @@ def _message(
     data_binary = bytes(data) if is_binary else None
     check_size(data_json or data_binary or b"", max_payload_bytes, owner=owner)
     if metadata is not None and not isinstance(metadata, Mapping):
-        raise UsageError(f"{function}(metadata={metadata!r}): a dict is needed.")
+        raise UsageError(f"{function}(metadata=...): a dict is needed, not a {type(metadata).__name__}.")
     metadata_json = _ANY.round_trip(dict(metadata or {}), owner=f"metadata of the {owner}")[0]
     check_size(metadata_json, max_payload_bytes, owner=f"metadata of the {owner}")
     return OutgoingMessage(

@@ -51,12 +51,23 @@ class ConfigurationError(EddaError):
 class DuplicateNameError(ConfigurationError):
     """Two different functions were declared under one name."""
 
-    def __init__(self, kind: str, name: str, *, first: str, second: str) -> None:
-        super().__init__(
-            f"Two different functions are declared as {kind} {name!r}: {first} and {second}."
-            f" History is recorded by name, so each needs its own: use @{kind}(name=...) on one of them."
-        )
+    def __init__(self, kind: str, name: str, *, first: str, second: str, closes_over: Sequence[str] = ()) -> None:
+        if closes_over:
+            names = ", ".join(closes_over)
+            super().__init__(
+                f"The {kind} {name!r} at {second} is declared a second time with other values of {names}, from the function"
+                " around it: a factory was called twice. Both applications would run the one declared last."
+                f" Declare each {kind} at the level of its module, where it finds the application by flask.current_app and"
+                " the database by an extension object such as db = SQLAlchemy(); a factory may then be called as often as"
+                " you like."
+            )
+        else:
+            super().__init__(
+                f"Two different functions are declared as {kind} {name!r}: {first} and {second}."
+                f" History is recorded by name, so each needs its own: use @{kind}(name=...) on one of them."
+            )
         self.kind, self.name, self.first, self.second = kind, name, first, second
+        self.closes_over = tuple(closes_over)
 
 
 class UsageError(EddaError):

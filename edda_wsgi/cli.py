@@ -20,7 +20,7 @@ from edda_engine.core.status import WAITING, Status
 from edda_engine.errors import EddaError
 from edda_engine.outbox.publishers import load_publisher
 from edda_engine.storage import migrate
-from edda_engine.storage.database import is_outage
+from edda_engine.storage.database import is_outage, shown_url
 from edda_engine.version import __version__
 from edda_engine.workflow import StartOptions, workflows
 from edda_wsgi import cli_outbox, cli_prune, cli_talking, health, lifecycle, terminal
@@ -311,7 +311,7 @@ def _shown(application: Application, name: str) -> str:
 
 def _shown_url(application: Application) -> str:
     """The URL, without the password."""
-    return application.database.engine.url.render_as_string(hide_password=True)
+    return shown_url(application.database.engine.url)
 
 
 def _remark(found: Instance) -> str:

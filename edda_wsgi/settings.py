@@ -21,6 +21,8 @@ from edda_wsgi.event_settings import EventSettings, event_settings
 
 MODULE_VARIABLE = "EDDA_SETTINGS_MODULE"
 _PREFIX = "EDDA_"
+_SECRET = ("DATABASE_URL", "OUTBOX", "EVENTS")
+"""What is never repeated in an error: a password may be in it."""
 
 
 class FlaskSettings(EngineSettings):
@@ -80,9 +82,10 @@ def load(app: Flask, keywords: Mapping[str, Any]) -> Effective:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]).upper() if first["loc"] else "EDDA"
+        value = "" if name in _SECRET else f" = {first.get('input')!r}"
         raise ConfigurationError(
-            f"The setting {name} = {first.get('input')!r} (from {sources.get(name, 'its default')}) is wrong: {first['msg']}."
-        ) from error
+            f"The setting {name}{value} (from {sources.get(name, 'its default')}) is wrong: {first['msg']}."
+        ) from None  # the cause would show all that was given
     return Effective(settings, {name: sources.get(name, "default") for name in names()})
 
 
@@ -98,7 +101,10 @@ def _sources(app: Flask, keywords: Mapping[str, Any]) -> list[tuple[str, Mapping
         found.append((f"the module {module_name}", _from_module(module_name)))
     mapping = app.config.get("EDDA", {})
     if not isinstance(mapping, Mapping):
-        raise ConfigurationError(f'app.config["EDDA"] must be a dict of settings, not {mapping!r}.')
+        raise ConfigurationError(
+            f'app.config["EDDA"] must be a dict of settings, not a {type(mapping).__name__}. If it comes from the'
+            " environment, it must be JSON."
+        )
     found.append(('app.config["EDDA"]', mapping))
     flat = {key.removeprefix(_PREFIX): value for key, value in app.config.items() if key.startswith(_PREFIX)}
     flat.pop("SETTINGS_MODULE", None)

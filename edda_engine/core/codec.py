@@ -34,7 +34,12 @@ from edda_engine.core.refusals import (
 )
 from edda_engine.errors import ConfigurationError, PayloadError
 
-_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+_CONFIG = ConfigDict(
+    ser_json_bytes="base64",
+    val_json_bytes="base64",
+    ser_json_inf_nan="strings",
+    hide_input_in_errors=True,  # they are causes of ours, and stand in tracebacks
+)
 _PLAIN_ANNOTATIONS = (Any, dict, list, object)
 
 
@@ -219,7 +224,7 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # whatever the user's annotations raise when evaluated
         found = {}
-        scope = {**getattr(function, "__globals__", {}), **_closure(function)}
+        scope = {**getattr(function, "__globals__", {}), **enclosed_by(function)}
         for name, annotation in getattr(function, "__annotations__", {}).items():
             if not isinstance(annotation, str):
                 found[name] = annotation
@@ -235,8 +240,8 @@ def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
         return found
 
 
-def _closure(function: Callable[..., Any]) -> dict[str, Any]:
-    """Names of the enclosing function: models declared beside the workflow, as in tests."""
+def enclosed_by(function: Callable[..., Any]) -> dict[str, Any]:
+    """What *function* uses of the function around it, as far as it is set: models declared beside a workflow, say."""
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     names = dict(zip(code.co_freevars, cells, strict=False)) if code and cells else {}
     return {name: cell.cell_contents for name, cell in names.items() if _is_filled(cell)}

@@ -21,7 +21,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool, QueuePool
 
@@ -92,7 +99,10 @@ class Database:
                 f"The driver of {found.drivername!r} is not installed ({error}). For PostgreSQL install edda-wsgi[postgresql]."
             ) from error
         except SQLAlchemyError as error:
-            raise ConfigurationError(f"The database URL cannot be used: {error}") from error
+            raise ConfigurationError(
+                f"The database URL cannot be used ({type(error).__name__} from driver {found.drivername!r})."
+                " Check its parameters."
+            ) from None  # the cause may repeat the URL, with its password
 
     @property
     def is_sqlite(self) -> bool:
@@ -110,7 +120,8 @@ class Database:
             self.after_fork()
         with self._making:
             if self._service is None:
-                self._service = create_engine(self.engine.url, pool=_of_three(self.engine.pool.recreate()))
+                pool = _of_three(self.engine.pool.recreate())
+                self._service = create_engine(self.engine.url, pool=pool, hide_parameters=True)
                 if self.is_sqlite:
                     configure_sqlite(self._service)
                 else:
@@ -120,7 +131,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A short look at what is committed, on the application's pool."""
-        with self.engine.connect() as conn:
+        with _without_parameters(), self.engine.connect() as conn:
             yield conn
 
     @contextmanager
@@ -129,7 +140,11 @@ class Database:
         give_back = self.take_turn()
         try:
             engine = self.service if service else self.engine
-            with engine.connect().execution_options(**{WRITE_OPTION: True}) as conn, conn.begin():
+            with (
+                _without_parameters(),
+                engine.connect().execution_options(**{WRITE_OPTION: True}) as conn,
+                conn.begin(),
+            ):
                 yield conn
         finally:
             give_back()
@@ -185,9 +200,12 @@ def normalized_url(url: str | URL) -> URL:
     try:
         made = make_url(url)
     except Exception as error:  # SQLAlchemy raises several kinds for several kinds of nonsense
+        # Neither the text nor the error, which may repeat it: there may be a password in it.
         raise ConfigurationError(
-            f"{str(url)[:20]!r}... is not a database URL. Examples: sqlite:///app.db, postgresql://user@host/name."
-        ) from error
+            f"What was given is not a database URL ({type(error).__name__}). Examples: sqlite:///app.db,"
+            " postgresql://user@host:5432/name; what has another meaning in a URL, such as / or @ in a password, is"
+            " percent-encoded."
+        ) from None
     if made.drivername in ("postgresql", "postgres"):
         return made.set(drivername="postgresql+psycopg")
     _check_backend(made.get_backend_name())
@@ -249,6 +267,22 @@ def _name_connections(engine: Engine) -> None:
         with dbapi_connection.cursor() as cursor:
             cursor.execute("SELECT set_config('application_name', %s, false)", (name[-_NAME_BYTES:],))
         dbapi_connection.autocommit = before
+
+
+@contextmanager
+def _without_parameters() -> Iterator[None]:
+    """What the database refuses here is told without the values of the statement: they are payloads of others."""
+    try:
+        yield
+    except StatementError as error:
+        error.hide_parameters = True
+        raise
+
+
+def shown_url(url: URL) -> str:
+    """A URL as an operator may read it: without passwords, also where a driver takes them as a parameter."""
+    hidden = {name: "***" for name in url.query if "pass" in name.lower()}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _nothing() -> None:

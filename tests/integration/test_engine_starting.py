@@ -79,7 +79,9 @@ def test_the_same_id_with_another_input_is_a_conflict(database_url: str) -> None
             await once.options(instance_id="order-1", delay=60).start(1)
             await once.options(instance_id="order-1", delay=60).start(2)
 
-    with pytest.raises(InstanceConflictError, match=r"already runs once\(\{\"number\":1\}\)"):
+    with pytest.raises(
+        InstanceConflictError, match="already runs once; it cannot be started again as once with another input"
+    ):
         asyncio.run(main())
 
 

@@ -157,7 +157,7 @@ def test_a_wrong_value_is_an_error_that_names_the_setting_and_its_source(app: Fl
 def test_edda_that_is_no_dict_is_refused(app: Flask) -> None:
     app.config["EDDA"] = "shop"
 
-    with pytest.raises(ConfigurationError, match="must be a dict of settings, not 'shop'"):
+    with pytest.raises(ConfigurationError, match="must be a dict of settings, not a str"):
         EddaFlask(app)
 
 

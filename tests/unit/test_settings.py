@@ -203,7 +203,7 @@ def test_a_lock_timeout_without_end_is_refused_as_it_is_at_the_decorator() -> No
 
 
 def test_a_config_that_is_no_dict_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r'app.config\["EDDA"\] must be a dict of settings, not \[\]'):
+    with pytest.raises(ConfigurationError, match=r'app.config\["EDDA"\] must be a dict of settings, not a list'):
         load(application(EDDA=[]), {})
 
 
