@@ -4,7 +4,7 @@ DB ?= sqlite
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test check run bench bench-throughput bench-waiting docs format clean
+.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting docs format clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -41,10 +41,13 @@ format: $(VENV)/.dev  ## write the code as ruff would
 docs: $(VENV)/.docs  ## build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: bench-throughput bench-waiting  ## measure throughput and waiting beside DBOS, in the same run
+bench: bench-throughput bench-writing bench-waiting  ## measure throughput, writing steps and waiting beside DBOS
 
 bench-throughput: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+bench-writing: $(VENV)/.dev
+	$(BIN)/python benchmarks/run.py --step write --concurrency 16 $(ARGS)
 
 bench-waiting: $(VENV)/.dev
 	$(BIN)/python benchmarks/waiting.py $(ARGS)

@@ -1,6 +1,6 @@
 """Throughput of ours beside DBOS, in the same run, on a private PostgreSQL.
 
-    python benchmarks/run.py [--quick] [--reps 5] [--concurrency 1,16,64]
+    python benchmarks/run.py [--quick] [--reps 5] [--concurrency 1,16,64] [--step write]
 
 Both libraries take turns (A B A B), so that whatever else the machine does meets both. Needs nothing but this
 project's own environment; the one for DBOS is made once, in a cache folder. Progress goes to stderr, the table to
@@ -30,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = report.markdown(about, rows)
     print(report.table(rows))
     if not given.no_save:
-        save("throughput", {"about": about, "rows": [row.as_json() for row in rows], "runs": runs}, text)
+        save(
+            "throughput" if given.step == "plain" else "writing",
+            {"about": about, "rows": [row.as_json() for row in rows], "runs": runs},
+            text,
+        )
     return 1 if any(run["errors"] for run in runs) else 0
 
 
@@ -38,6 +42,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     common_options(parser)
     parser.add_argument("--concurrency", default="1,16,64", help="workflows in flight, with commas")
+    parser.add_argument(
+        "--step", choices=("plain", "write"), default="plain", help="what a step does: nothing, or insert a row"
+    )
     parser.add_argument("--steps", type=int, default=5, help="steps of one workflow")
     parser.add_argument("--workflows", type=int, default=0, help="in each measurement; 0: enough for some seconds")
     parser.add_argument("--opt", action="append", default=[], help="key=value for our program, such as body=async")
@@ -75,6 +82,7 @@ def _one(given: argparse.Namespace, place: Place, system: str, level: int) -> di
         *("--bench", "throughput"),
         *("--workflows", str(workflows), "--steps", str(given.steps), "--concurrency", str(level)),
         *("--warmup", str(max(32, 2 * level)), "--pool", str(given.pool)),
+        *("--opt", f"step={given.step}"),
         *(part for pair in given.opt if system == "edda" for part in ("--opt", pair)),
     ]
     return place.run(PROGRAMS[system], system, arguments)
