@@ -48,7 +48,6 @@ _log = logging.getLogger(__name__)
 
 NEWER_VERSION_PAUSE_SECONDS = 30.0
 BROKEN_RUN_PAUSE_SECONDS = 5.0
-_LOOK_SECONDS = 0.01
 
 
 class Executor:
@@ -73,10 +72,10 @@ class Executor:
         self._committer, self._service, self._completions = committer, service, completions
         self._max_parked, self._wake_claimer, self._wake_claimer_in = max_parked, wake_claimer, wake_claimer_in
         self.held: dict[str, Run] = {}
-        self.promises = Promises()
-        self._takeovers = takeovers
+        self.promises, self._takeovers = Promises(), takeovers
         self._parked: OrderedDict[str, Run] = OrderedDict()
         self._wanted_back: set[str] = set()
+        self._too_new: set[str] = set()
         self._driving: set[asyncio.Task[None]] = set()
         self.is_draining = False
 
@@ -115,7 +114,9 @@ class Executor:
             workflow = workflows.find(lease.workflow_name)
             run = Run(lease, workflow, past, worker_id=self._worker_id, workplace=self._workplace, owner=self)
         except NewerVersionError as error:
-            _log.warning("%s", error)
+            if lease.instance_id not in self._too_new:
+                self._too_new.add(lease.instance_id)
+                _log.warning("%s", error)
             self._spawn(self._hand_back(lease, NEWER_VERSION_PAUSE_SECONDS))
             return
         self.held[lease.instance_id] = run  # at once: it counts for how many more may be claimed
@@ -174,8 +175,7 @@ class Executor:
         let_go(self._parked, list(self._parked))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while self.promises.count and loop.time() < deadline:
-            await asyncio.sleep(_LOOK_SECONDS)
+        await self.promises.kept(deadline)
         await drain(self.held, seconds=deadline - loop.time(), release_all_but=release_all_but)
         if self._driving:
             await asyncio.wait(set(self._driving), timeout=1.0)

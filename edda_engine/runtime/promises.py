@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+
+_LOOK_SECONDS = 0.01
 
 
 class Promises:
@@ -25,6 +28,11 @@ class Promises:
         """A place is taken, or not needed."""
         with self._lock:
             self.count -= 1
+
+    async def kept(self, deadline: float) -> None:
+        """Return when no place is kept any more, or at *deadline* by the loop's clock."""
+        while self.count and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def close(self) -> None:
         """Give no more: the worker is stopping."""

@@ -279,6 +279,11 @@ def test_a_history_of_a_newer_format_is_left_alone_with_one_warning_and_goes_on_
             left_alone = await until(
                 lambda: (row := tables.instance(instance_id))["locked_by"] is None and row["lock_epoch"] > 2 and row
             )
+            tables.give_back(instance_id)
+            await until(
+                lambda: (row := tables.instance(instance_id))["locked_by"] is None
+                and row["lock_epoch"] > left_alone["lock_epoch"] + 1
+            )
             tables.execute("UPDATE edda_history SET format = 1")
             tables.give_back(instance_id)
             return await second.result(instance_id, timeout=20), left_alone
