@@ -4,7 +4,7 @@ DB ?= sqlite
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting docs format clean
+.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting bench-costs docs format clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -41,7 +41,7 @@ format: $(VENV)/.dev  ## write the code as ruff would
 docs: $(VENV)/.docs  ## build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: bench-throughput bench-writing bench-waiting  ## measure throughput, writing steps and waiting beside DBOS
+bench: bench-throughput bench-writing bench-waiting bench-costs  ## measure throughput, writing steps, waiting and single costs beside DBOS
 
 bench-throughput: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(ARGS)
@@ -51,6 +51,9 @@ bench-writing: $(VENV)/.dev
 
 bench-waiting: $(VENV)/.dev
 	$(BIN)/python benchmarks/waiting.py $(ARGS)
+
+bench-costs: $(VENV)/.dev
+	$(BIN)/python benchmarks/costs.py $(ARGS)
 
 clean:  ## remove what was made
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache

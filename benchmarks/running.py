@@ -32,8 +32,8 @@ class Place:
     url: str
     cluster: Cluster | None
 
-    def run(self, program: str, system: str, arguments: Sequence[str]) -> dict[str, Any]:
-        """Run a program on a database of its own, to its end; returns the line of JSON that it printed.
+    def run(self, program: str, system: str, arguments: Sequence[str], *, url: str | None = None) -> dict[str, Any]:
+        """Run a program on a database of its own, or on *url*, to its end; returns the line of JSON that it printed.
 
         :raises SystemExit: it failed.
         """
@@ -42,7 +42,7 @@ class Place:
             str(HERE / program),
             *arguments,
             "--db",
-            with_database(self.url, f"bench_{system}"),
+            url or with_database(self.url, f"bench_{system}"),
         ]
         done = subprocess.run(
             command,

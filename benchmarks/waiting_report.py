@@ -77,6 +77,30 @@ def rows(runs: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Figur
     return made
 
 
+def rows_of_both(
+    runs: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Figure]], *, more_is_better: set[str]
+) -> list[Row]:
+    """The same for scenarios of which some are ours alone, and some better the more there is."""
+    made = []
+    for what in dict.fromkeys(run["scenario"] for run in runs):
+        ours = {run["pair"]: run for run in runs if run["scenario"] == what and run["system"] == "edda"}
+        theirs = {run["pair"]: run for run in runs if run["scenario"] == what and run["system"] == "dbos"}
+        for figure in figures[what]:
+            pairs = [(figure.of(ours[pair]), figure.of(theirs[pair])) for pair in ours if pair in theirs]
+            ratios = tuple(round(mine / other if what in more_is_better else other / mine, 2) for mine, other in pairs)
+            nothing = (float("nan"),)
+            made.append(
+                Row(
+                    what,
+                    figure.label,
+                    tuple(figure.of(run) for run in ours.values()),
+                    tuple(figure.of(run) for run in theirs.values()) or nothing,
+                    ratios or nothing,
+                )
+            )
+    return made
+
+
 def in_short(run: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """One run, for whoever watches."""
     if figures:
@@ -96,10 +120,16 @@ def table(found: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def markdown(about: dict[str, Any], found: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> str:
+def markdown(
+    about: dict[str, Any],
+    found: Sequence[Row],
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    title: str = "Waiting: ours beside DBOS",
+) -> str:
     """The tables with what one must know to judge them."""
     lines = [
-        "# Waiting: ours beside DBOS",
+        f"# {title}",
         "",
         f"Measured {about['measured_at']} at revision {about['revision']} by `{about['command']}`, the two libraries in turn on"
         " one server; medians over the runs, of which the ranges tell. What each row means: `benchmarks/README.md`.",
@@ -137,6 +167,8 @@ def _setting(option: str) -> str:
 
 
 def _short(value: float) -> str:
+    if value != value:
+        return "-"
     return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 

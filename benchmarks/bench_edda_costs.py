@@ -1,0 +1,269 @@
+"""Ours: what a start, a replay, an idle process and a million sleepers cost.
+
+bench_edda_costs.py --db postgresql://... --bench start [--workflows 200]
+bench_edda_costs.py --db postgresql://... --bench replay --steps 10000
+bench_edda_costs.py --db postgresql://... --bench idle [--opt seconds=60]
+bench_edda_costs.py --db postgresql://... --bench asleep [--workflows 1000000]
+bench_edda_costs.py --db sqlite:////path/to/file --bench throughput --concurrency 64
+bench_edda_costs.py --db postgresql://... --bench processes --concurrency 64 [--opt processes=4]
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+from common import RESULT_TIMEOUT_SECONDS, arguments, distribution, drive, emit, fresh_database, leave, with_driver
+from costs_common import ENVIRONMENT_BEGAN, StatementCounter, began_at, is_sqlite
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from edda_engine.storage import instances
+from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
+
+given = arguments(
+    "start", "replay", "idle", "asleep", "throughput", "processes", "_replay_build", "_replay_go", "_process"
+)
+db = SQLAlchemy()
+began: dict[int, float] = {}
+ran = threading.Event()
+
+
+class Row(db.Model):  # type: ignore[name-defined]
+    """What a request writes beside the start."""
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int]
+
+
+@activity
+def note(ctx: WorkflowContext, key: int) -> int:
+    began[key] = time.perf_counter()
+    ran.set()
+    return key
+
+
+@activity
+def act(ctx: WorkflowContext, i: int) -> dict[str, Any]:
+    return {"i": i, "ok": True}
+
+
+@activity
+def last(ctx: WorkflowContext) -> None:
+    if given.bench == "_replay_go":
+        print(f"seconds {time.time() - began_at()}", flush=True)
+    os._exit(0)
+
+
+@workflow
+def one_step(ctx: SyncWorkflowContext, key: int) -> int:
+    return note(ctx, key)
+
+
+@workflow
+def chain(ctx: SyncWorkflowContext, steps: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for i in range(steps):
+        found = act(ctx, i)
+    return found
+
+
+@workflow
+def long_past(ctx: SyncWorkflowContext, steps: int) -> None:
+    for i in range(steps):
+        act(ctx, i)
+    last(ctx)
+
+
+def application() -> tuple[Flask, EddaFlask]:
+    app = Flask("bench")
+    app.config["SQLALCHEMY_DATABASE_URI"] = given.db if is_sqlite(given.db) else with_driver(given.db)
+    if given.pool and not is_sqlite(given.db):
+        app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {"pool_size": given.pool, "max_overflow": 0}
+    db.init_app(app)
+    edda = EddaFlask(app, db=db)
+    with app.app_context():
+        db.create_all()
+    return app, edda
+
+
+def start() -> None:
+    """A start in a request's transaction, and the time until the first activity runs, one after the other."""
+    app, edda = application()
+    edda.start_worker()
+    call, alone, together, first = [], [], [], []
+    with app.app_context():
+        edda.result(one_step.options(session=None).start(-1), timeout=RESULT_TIMEOUT_SECONDS)
+    for key in range(given.workflows):
+        with app.app_context():
+            db.session.add(Row(number=key))
+            db.session.flush()
+            at = time.perf_counter()
+            db.session.commit()
+            alone.append(time.perf_counter() - at)
+        with app.app_context():
+            db.session.add(Row(number=key))
+            db.session.flush()
+            ran.clear()
+            at = time.perf_counter()
+            instance_id = one_step.start(key)
+            called = time.perf_counter()
+            db.session.commit()
+            committed = time.perf_counter()
+            ran.wait(RESULT_TIMEOUT_SECONDS)
+            edda.result(instance_id, timeout=RESULT_TIMEOUT_SECONDS)
+        call.append(called - at)
+        together.append(committed - at)
+        first.append(began[key] - at)
+    emit(
+        **about(), workflows=given.workflows, errors=0,
+        start_call_ms=distribution(call),
+        beyond_commit_ms=round(1000 * (median(together) - median(alone)), 3),
+        first_step_ms=distribution(first),
+    )  # fmt: skip
+
+
+def replay() -> None:
+    """A process is ended after so many steps; the time from the start of the next one to its next step."""
+    command = [sys.executable, __file__, "--db", given.db, "--steps", str(given.steps), "--keep-db"]
+    subprocess.run([*command, "--bench", "_replay_build"], check=True)
+    environment = {**os.environ, ENVIRONMENT_BEGAN: str(time.time())}
+    done = subprocess.run(
+        [*command, "--bench", "_replay_go"], check=True, capture_output=True, text=True, env=environment
+    )
+    seconds = float(done.stdout.split("seconds ")[1])
+    emit(**about(), workflows=1, steps=given.steps, errors=0, replay_seconds=round(seconds, 3))
+
+
+def replay_process() -> None:
+    app, edda = application()
+    edda.start_worker()
+    if given.bench == "_replay_build":
+        with app.app_context():
+            long_past.options(session=None).start(given.steps)
+    threading.Event().wait(600)
+
+
+def idle() -> None:
+    """Statements of a process that has nothing to do."""
+    _app, edda = application()
+    edda.start_worker()
+    time.sleep(5)
+    seconds = float(given.options.get("seconds", 60))
+    with StatementCounter() as counter:
+        time.sleep(seconds)
+    emit(**about(), workflows=0, errors=0, statements_a_minute=round(60 * counter.total / seconds, 1))
+
+
+def asleep() -> None:
+    """Claims beside a million instances that sleep."""
+    app, edda = application()
+    edda.start_worker()
+    with app.app_context():
+        edda.result(one_step.options(session=None).start(-1), timeout=RESULT_TIMEOUT_SECONDS)
+        edda.shutdown()
+        db.session.execute(
+            text(
+                "INSERT INTO edda_instances (instance_id, workflow_name, service, status, input, source_hash, wake_at,"
+                " lock_timeout_seconds, created_at, updated_at) SELECT 's' || n, 'one_step', 'edda', 'waiting_for_timer',"
+                " '{}', '', now() + interval '30 days' + n * interval '1 second', 300, now(), now()"
+                f" FROM generate_series(1, {given.workflows}) n"
+            )
+        )
+        db.session.commit()
+        db.session.execute(text("ANALYZE edda_instances"))
+        db.session.commit()
+        took = []
+        for key in range(100):
+            one_step.start(key)
+            db.session.commit()
+            at = time.perf_counter()
+            leases = instances.claim_due(
+                db.session.connection(), worker_id="bench", service="edda", names=["one_step"], limit=64
+            )
+            took.append(time.perf_counter() - at)
+            db.session.commit()
+            assert len(leases) == 1
+    emit(**about(), workflows=given.workflows, errors=0, claim_ms=distribution(took))
+
+
+def throughput(keep: bool = False) -> None:
+    """As ``bench_edda_wsgi.py``, also on SQLite."""
+    app, edda = application()
+    edda.start_worker()
+
+    def one() -> Any:
+        with app.app_context():
+            return edda.result(chain.options(session=None).start(given.steps), timeout=RESULT_TIMEOUT_SECONDS)
+
+    expected = {"i": given.steps - 1, "ok": True}
+    warm = drive(one, expected=expected, workflows=given.warmup, concurrency=given.concurrency)
+    if "gate" in given.options:
+        print("ready", flush=True)
+        sys.stdin.readline()
+    done = drive(one, expected=expected, workflows=given.workflows, concurrency=given.concurrency)
+    emit(
+        **about(), workflows=given.workflows, errors=len(warm.errors + done.errors),
+        first_error=next(iter(warm.errors + done.errors), None),
+        steps_per_s=round(given.workflows * given.steps / done.wall_seconds, 1),
+    )  # fmt: skip
+
+
+def processes() -> None:
+    """So many processes on one database, against one: the sum of their throughput."""
+    found = {count: _side_by_side(count) for count in (1, int(given.options.get("processes", 4)))}
+    emit(
+        **about(), workflows=given.workflows, errors=0, cores=multiprocessing.cpu_count(),
+        steps_per_s_of_one=found.pop(1), steps_per_s_of_several=next(iter(found.values())),
+    )  # fmt: skip
+
+
+def _side_by_side(count: int) -> float:
+    command = [
+        sys.executable, __file__, "--db", given.db, "--bench", "throughput", "--keep-db", "--pool", str(given.pool),
+        "--workflows", str(given.workflows), "--concurrency", str(given.concurrency), "--opt", "gate=yes",
+    ]  # fmt: skip
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    began_all = time.perf_counter()
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in started:
+        assert process.wait(600) == 0
+    return round(count * given.workflows * given.steps / (time.perf_counter() - began_all), 1)
+
+
+def about() -> dict[str, Any]:
+    return {"system": "edda", "version": version("edda-wsgi"), "bench": given.bench, "mode": "def"}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    if not given.keep_db and not is_sqlite(given.db):
+        fresh_database(given.db)
+    benches = {
+        "start": start,
+        "replay": replay,
+        "idle": idle,
+        "asleep": asleep,
+        "throughput": throughput,
+        "processes": processes,
+    }
+    benches.get(given.bench, replay_process)()
+    leave()

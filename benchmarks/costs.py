@@ -1,0 +1,139 @@
+"""What single things cost, ours beside DBOS: a start, a replay, an idle process, a million sleepers, SQLite, processes.
+
+    python benchmarks/costs.py [--quick] [--reps 5] [--only start,idle]
+
+As in ``run.py`` the libraries take turns, each in a process and with a database of its own. What only ours does has no
+figure beside it. The long measurements are repeated less often than ``--reps`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import waiting_report
+from running import SYSTEMS, Place, common_options, measured, place_for, save, say, shown
+from waiting_report import Figure
+
+PROGRAMS = {"edda": "bench_edda_costs.py", "dbos": "bench_dbos_costs.py"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One measurement."""
+
+    name: str
+    bench: str
+    arguments: tuple[str, ...]
+    quick: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    of_five: int = 5
+    """How often it is repeated when the short ones are repeated five times."""
+    is_ours_alone: bool = False
+    is_on_sqlite: bool = False
+    more_is_better: bool = False
+
+    def repetitions(self, reps: int) -> int:
+        """So many."""
+        return max(1, round(reps * self.of_five / 5))
+
+    @property
+    def systems(self) -> tuple[str, ...]:
+        """Who is measured."""
+        return ("edda",) if self.is_ours_alone else SYSTEMS
+
+
+_STARTS = ("--workflows", "200")
+COSTS = (
+    Cost(
+        "start() in a request's transaction, idle", "start", _STARTS, ("--workflows", "40"),
+        (Figure("call p50 ms", "start_call_ms", "p50"), Figure("first step p50 ms", "first_step_ms", "p50")),
+    ),
+    Cost(
+        "the same, beyond the request's own commit", "start", _STARTS, ("--workflows", "40"),
+        (Figure("median ms", "beyond_commit_ms"),), is_ours_alone=True,
+    ),
+    Cost(
+        "replay of 10,000 steps, from the start of the process", "replay", ("--steps", "10000"), ("--steps", "1000"),
+        (Figure("seconds", "replay_seconds"),), of_five=1,
+    ),
+    Cost(
+        "one idle process", "idle", ("--opt", "seconds=60"), ("--opt", "seconds=10"),
+        (Figure("statements a minute", "statements_a_minute"),), of_five=1,
+    ),
+    Cost(
+        "a claim beside 1,000,000 sleeping instances", "asleep", ("--workflows", "1000000"), ("--workflows", "20000"),
+        (Figure("p50 ms", "claim_ms", "p50"), Figure("p99 ms", "claim_ms", "p99")), of_five=1, is_ours_alone=True,
+    ),
+    Cost(
+        "SQLite, 64 in flight", "throughput",
+        ("--workflows", "800", "--concurrency", "64", "--warmup", "128"),
+        ("--workflows", "100", "--concurrency", "64", "--warmup", "64"),
+        (Figure("steps/s", "steps_per_s"),), of_five=3, is_on_sqlite=True, more_is_better=True,
+    ),
+    Cost(
+        "64 in flight in each of four processes, against one", "processes",
+        ("--workflows", "1000", "--concurrency", "64"), ("--workflows", "200", "--concurrency", "64"),
+        (Figure("steps/s of one", "steps_per_s_of_one"), Figure("steps/s of four together", "steps_per_s_of_several")),
+        of_five=3, is_ours_alone=True, more_is_better=True,
+    ),
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    given = _arguments(argv)
+    with place_for(given) as place:
+        about, runs = measured(place, given, shown("costs.py", argv), lambda: _measure(given, place))
+    rows = waiting_report.rows_of_both(
+        runs, {cost.name: cost.figures for cost in COSTS}, more_is_better={c.name for c in COSTS if c.more_is_better}
+    )
+    print(waiting_report.table(rows, runs))
+    if not given.no_save:
+        text = waiting_report.markdown(about, rows, runs, title="Costs: ours beside DBOS")
+        save("costs", {"about": about, "rows": [row.as_json() for row in rows], "runs": runs}, text)
+    return 1 if any(run["errors"] for run in runs) else 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    common_options(parser)
+    benches = list(dict.fromkeys(cost.bench for cost in COSTS))
+    parser.add_argument("--only", default=",".join(benches), help=f"which of {', '.join(benches)}; with commas")
+    given = parser.parse_args(argv)
+    if given.quick:
+        given.reps, given.no_save = 1, True
+    return given
+
+
+def _measure(given: argparse.Namespace, place: Place) -> list[dict[str, Any]]:
+    wanted = [cost for cost in COSTS if cost.bench in given.only.split(",")]
+    runs: list[dict[str, Any]] = []
+    for pair in range(given.reps):
+        for cost in wanted:
+            if pair >= cost.repetitions(given.reps):
+                continue
+            for system in cost.systems:
+                say(f"{cost.name}: {system}, pair {pair + 1} ... ", end="")
+                run = _one(given, place, cost, system)
+                runs.append({**run, "scenario": cost.name, "options": cost.arguments, "pair": pair})
+                say(waiting_report.in_short(run, [each for each in cost.figures if each.name in run]))
+    return runs
+
+
+def _one(given: argparse.Namespace, place: Place, cost: Cost, system: str) -> dict[str, Any]:
+    arguments = [
+        *("--bench", cost.bench, "--pool", str(given.pool)), *(cost.quick if given.quick else cost.arguments)
+    ]  # fmt: skip
+    if not cost.is_on_sqlite:
+        return place.run(PROGRAMS[system], system, arguments)
+    with tempfile.TemporaryDirectory(prefix="edda-bench-") as folder:
+        return place.run(PROGRAMS[system], system, arguments, url=f"sqlite:///{Path(folder) / 'bench.db'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
