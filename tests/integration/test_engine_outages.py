@@ -16,7 +16,7 @@ from sqlalchemy import make_url
 
 from edda_engine import EddaApp, WorkflowContext, activity, workflow
 from edda_engine.errors import DatabaseUnavailableError
-from tests.integration.engines import Tables, edda, until, write_note
+from tests.integration.engines import Tables, edda, storage, until, write_note
 
 
 class Proxy:
@@ -258,3 +258,44 @@ def test_initialize_gives_up_in_time_with_a_sentence_and_can_be_called_again(pro
         await app.shutdown()
 
     asyncio.run(main())
+
+
+def test_a_worker_whose_connection_is_cut_while_it_enters_itself_begins_all_the_same(
+    postgres_url: str, postgres_admin_url: str
+) -> None:
+    tables = Tables(postgres_url)
+    with storage(postgres_url):  # makes the tables
+        pass
+
+    @activity
+    async def begun(ctx: WorkflowContext) -> str:
+        return "begun"
+
+    @workflow
+    async def begin(ctx: WorkflowContext) -> str:
+        return await begun(ctx)
+
+    def cut_who_waits_for_a_lock() -> bool:
+        with psycopg.connect(postgres_admin_url, autocommit=True) as conn:
+            found = conn.execute(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = %s AND wait_event_type = 'Lock'",
+                [make_url(postgres_url).database],
+            ).fetchone()
+        return found is not None and found[0] == 1
+
+    async def main() -> Any:
+        with psycopg.connect(postgres_url) as in_the_way:
+            in_the_way.execute("LOCK TABLE edda_workers IN ACCESS EXCLUSIVE MODE")
+            app = edda(postgres_url)
+            beginning = asyncio.create_task(app.initialize())
+            await until(cut_who_waits_for_a_lock)
+            in_the_way.rollback()
+        await beginning
+        try:
+            assert tables.value("SELECT count(*) FROM edda_workers") == 1
+            return await app.result(await app.start(begin), timeout=20)
+        finally:
+            await app.shutdown()
+
+    assert asyncio.run(main()) == "begun"
