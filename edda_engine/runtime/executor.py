@@ -251,7 +251,7 @@ class Executor:
             await run.save_values()
             delay = run.pauses.due_in_seconds if run.pauses.has_long else 0.0
             self._workplace.probe("wait.before_commit")
-            outcome = await self.commit(Wait(run.holder, run.pauses.status, delay))
+            outcome = await self.commit(Wait(run.holder, run.pauses.status, delay, run.pauses.asks))
             self._workplace.probe("wait.after_commit")
             if isinstance(outcome, Saved) and outcome.is_due:
                 self._wake_claimer()

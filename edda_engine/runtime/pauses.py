@@ -70,6 +70,11 @@ class Pauses:
         return any(pause.may_get_mail for pause in self._long.values())
 
     @property
+    def asks(self) -> frozenset[str]:
+        """For which waits."""
+        return frozenset(pause.asks for pause in self._long.values() if pause.asks is not None)
+
+    @property
     def has_more_than_a_few(self) -> bool:
         """Whether there are so many that a new lease does not wake all who ask."""
         return len(self._long) > _FEW

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Float, Select, bindparam, func, insert, liter
 
 from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
-from edda_engine.storage import channels, history, messages, outbox, retries, taking, waits
+from edda_engine.storage import channels, history, inboxes, messages, outbox, retries, taking, waits
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import instances
 from edda_engine.storage.starts import Started, insert_instances
@@ -195,11 +195,16 @@ def _commit_waits(conn: Connection, released: Sequence[Wait], held: _Held) -> se
     if not released:
         return set()
     ids = [unit.holder.instance_id for unit in released]
-    due = {instance_id for instance_id, _ in waits.with_mail(conn, ids)}
     # One that was asked to stop is due at once: its next run finds that out and ends it.
-    due |= {instance_id for instance_id in ids if held[instance_id][2]}
+    due = {instance_id for instance_id in ids if held[instance_id][2]}
     # By the database's clock: the delay was measured when the body paused, and this commit may be late.
-    deadlines = waits.due_in_seconds(conn, ids)
+    deadlines: dict[str, float] = {}
+    for wait in _standing(conn, released):
+        if wait.has_mail:
+            due.add(wait.instance_id)
+        if wait.due_in_seconds is not None:
+            seconds = max(0.0, wait.due_in_seconds)
+            deadlines[wait.instance_id] = min(seconds, deadlines.get(wait.instance_id, seconds))
     delays: dict[str, float | None] = {}
     for unit in released:
         known = [unit.delay_seconds, deadlines.get(unit.holder.instance_id)]
@@ -214,6 +219,20 @@ def _commit_waits(conn: Connection, released: Sequence[Wait], held: _Held) -> se
         if rows:
             conn.execute(statement, rows)
     return due
+
+
+def _standing(conn: Connection, released: Sequence[Wait]) -> list[waits.Standing]:
+    """The waits at which the bodies are. Of the others those that take from queues end: nobody would take for them."""
+    asks = {unit.holder.instance_id: unit.asks for unit in released}
+    found, left = [], []
+    for wait in waits.standing(conn, list(asks)):
+        at = asks[wait.instance_id]
+        if at is None or wait.activity_id in at:
+            found.append(wait)
+        elif wait.is_competing:
+            left.append(wait.key)
+    waits.forget(conn, left)
+    return found
 
 
 _RELEASE = (
@@ -294,8 +313,8 @@ def _start_successor(conn: Connection, instance_id: str, successor: Successor) -
 
 
 def _commit_blocks(conn: Connection, blocks: Sequence[Block]) -> None:
-    # What they wait for goes to others meanwhile; once they go on they wait anew.
-    waits.forget_instances(conn, [block.holder.instance_id for block in blocks])
+    if not blocks:
+        return
     for block in blocks:
         conn.execute(
             update(instances)
@@ -308,3 +327,5 @@ def _commit_blocks(conn: Connection, blocks: Sequence[Block]) -> None:
                 updated_at=clock(),
             )
         )
+    # Its waits go on: a timer keeps its time, and what comes is kept for it. But what queues have is for others.
+    inboxes.return_queued(conn, [block.holder.instance_id for block in blocks])

@@ -65,27 +65,36 @@ def deliver(conn: Connection) -> Delivered:
         return Delivered()
     if not try_to_serialize_delivery(conn):
         return Delivered(is_unfinished=True)
-    count = distribute(conn)
+    distributed = distribute(conn)
     assign_queued(conn)
-    delivered = wake_receivers(conn)
-    return delivered.and_(Delivered(is_unfinished=count == BATCH))
+    delivered = wake_receivers(conn, strangers=distributed.strangers)
+    return delivered.and_(Delivered(is_unfinished=distributed.has_more))
 
 
 def distribute_all(conn: Connection) -> None:
     """Distribute everything that is new; the caller has the turn."""
-    while distribute(conn) == BATCH:
+    while distribute(conn).has_more:
         pass
 
 
-def distribute(conn: Connection) -> int:
-    """Give the oldest new messages to their receivers' inboxes; returns how many there were."""
+@dataclass(frozen=True, slots=True)
+class Distributed:
+    """What a distribution has done."""
+
+    has_more: bool = False
+    strangers: frozenset[str] = frozenset()
+    """Addressees that are not there, or not yet."""
+
+
+def distribute(conn: Connection) -> Distributed:
+    """Give the oldest new messages to their receivers' inboxes."""
     rows = conn.execute(
         select(_M.seq, _M.kind, _M.name, _M.addressee).where(_M.is_new).order_by(_M.seq).limit(BATCH)
     ).all()
     new = _bounded(conn, rows)
     if not new:
-        return 0
-    _to_addressees(conn, [row for row in new if row.addressee is not None])
+        return Distributed()
+    strangers = _to_addressees(conn, [row for row in new if row.addressee is not None])
     for_all = [row for row in new if row.addressee is None]
     _to_waiting(conn, [row.seq for row in for_all if row.kind == WaitKind.EVENT])
     _to_channels(conn, [row.seq for row in for_all if row.kind == WaitKind.MESSAGE])
@@ -94,7 +103,7 @@ def distribute(conn: Connection) -> int:
     received = conn.execute(update(messages).where(_M.seq.in_(seqs), is_received).values(is_new=False))
     if received.rowcount < len(seqs):
         conn.execute(delete(messages).where(_M.seq.in_(seqs), ~is_received))
-    return len(rows) if len(new) == len(rows) else BATCH
+    return Distributed(len(rows) == BATCH or len(new) < len(rows), strangers)
 
 
 def _bounded(conn: Connection, rows: Sequence[Any]) -> list[Any]:
@@ -116,10 +125,12 @@ def _bounded(conn: Connection, rows: Sequence[Any]) -> list[Any]:
     return taken
 
 
-def _to_addressees(conn: Connection, addressed: Sequence[Any]) -> None:
+def _to_addressees(conn: Connection, addressed: Sequence[Any]) -> frozenset[str]:
+    """Returns those that nobody knows; what is for them is kept."""
     if not addressed:
-        return
-    boxes = _boxes_of(conn, {row.addressee for row in addressed})
+        return frozenset()
+    addressees = {row.addressee for row in addressed}
+    boxes = _boxes_of(conn, addressees)
     rows = [
         {"receiver": box, "kind": row.kind, "name": row.name, "seq": row.seq, "is_queued": False, "is_new": True}
         for row in addressed
@@ -127,6 +138,7 @@ def _to_addressees(conn: Connection, addressed: Sequence[Any]) -> None:
     ]
     if rows:
         conn.execute(_insert_into(conn).on_conflict_do_nothing(), rows)
+    return frozenset(addressees - boxes.keys())
 
 
 def _boxes_of(conn: Connection, instance_ids: Collection[str]) -> dict[str, str | None]:
@@ -204,7 +216,9 @@ def _free_receivers(conn: Connection, channel: str) -> Iterator[list[str]]:
             subscriptions,
             and_(subscriptions.c.mailbox == waits.c.mailbox, subscriptions.c.channel == waits.c.name),
         )
+        .join(instances, _I.instance_id == waits.c.instance_id)
         .where(waits.c.kind == WaitKind.MESSAGE, waits.c.name == channel, waits.c.is_competing)
+        .where(_I.error.is_(None))  # one that is blocked waits, and takes nothing
         .order_by(waits.c.created_at, waits.c.instance_id, waits.c.activity_id)
     )
     supplied: dict[str, int] = {}
@@ -228,8 +242,11 @@ def _free_receivers(conn: Connection, channel: str) -> Iterator[list[str]]:
             return
 
 
-def wake_receivers(conn: Connection) -> Delivered:
-    """Make those due that wait for what is new in their inbox."""
+def wake_receivers(conn: Connection, *, strangers: Collection[str] = ()) -> Delivered:
+    """Make those due that wait for what is new in their inbox.
+
+    :param strangers: Who got something in this very transaction without being there.
+    """
     found = Delivered()
     last = QUEUE
     while True:
@@ -237,22 +254,23 @@ def wake_receivers(conn: Connection) -> Delivered:
         boxes = list(conn.execute(query).scalars())
         if not boxes:
             return found
-        found = found.and_(_wake(conn, boxes))
+        found = found.and_(_wake(conn, boxes, strangers))
         if len(boxes) < BATCH:
             return found
         last = boxes[-1]
 
 
-def _wake(conn: Connection, boxes: Collection[str]) -> Delivered:
+def _wake(conn: Connection, boxes: Collection[str], strangers: Collection[str]) -> Delivered:
     of_boxes = (_is_run_of(boxes), _BOX.in_(boxes), _NOT_FINISHED)
-    columns = (_I.instance_id, _BOX.label("box"), _I.locked_by, _I.service)
+    columns = (_I.instance_id, _BOX.label("box"), _I.locked_by, _I.service, _I.error.is_not(None).label("is_blocked"))
     # Locked first and read afterwards: a wait that is registered just now is seen, or its row is left for next time.
     locked = conn.execute(
         select(*columns).where(*of_boxes).order_by(_I.instance_id).with_for_update(skip_locked=True)
     ).all()
     found = {row.box for row in locked}
     live = set(conn.execute(select(_BOX).where(*of_boxes)).scalars()) if found < set(boxes) else found
-    in_use = live - found
+    # A stranger may be started, and wait, without seeing what we have put into its inbox: the next delivery looks for it.
+    in_use = (live | set(boxes).intersection(strangers)) - found
     ready = [box for box in boxes if box not in in_use]
     has_returned = _empty_ended(conn, set(ready) - found)
     came = defaultdict(set)
@@ -262,18 +280,16 @@ def _wake(conn: Connection, boxes: Collection[str]) -> Delivered:
         came[row.receiver].add((row.kind, row.name))
         if row.is_queued:
             handed.add((row.receiver, row.name))
-    awaited, competing = _awaited(conn, {row.instance_id: row.box for row in locked})
-    woken = [row for row in locked if came[row.box] & awaited[row.box]]
+    able = [row for row in locked if not row.is_blocked]
+    awaited, competing = _awaited(conn, {row.instance_id: row.box for row in able})
+    woken = [row for row in able if came[row.box] & awaited[row.box]]
     due = [row for row in woken if row.locked_by is None]
     if due:
-        conn.execute(
-            update(instances)
-            .where(_I.instance_id.in_([row.instance_id for row in due]), _I.error.is_(None))
-            .values(wake_at=clock(), updated_at=clock())
-        )
+        ids = [row.instance_id for row in due]
+        conn.execute(update(instances).where(_I.instance_id.in_(ids)).values(wake_at=clock(), updated_at=clock()))
     # Under the lock of the instance nobody else puts anything into its inbox.
     conn.execute(update(inbox).where(_N.is_new, _N.receiver.in_(ready)).values(is_new=False))
-    # It was handed over while a transaction that is over by now took back the wait for it.
+    # Handed over while a transaction that is over by now gave up the wait for it, or blocked its instance.
     has_returned |= inboxes.return_surplus(conn, handed, competing)
     return Delivered(
         frozenset(row.service for row in due),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from sqlalchemy import ColumnElement, Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
 
 from edda_engine.core.ports import WaitKind
 from edda_engine.storage.keys import among
 from edda_engine.storage.messages import QUEUE, forget_unused
-from edda_engine.storage.schema import inbox
+from edda_engine.storage.schema import inbox, instances
 
 _N = inbox.c
 _TO_QUEUE = {"receiver": QUEUE, "is_new": True}
@@ -25,6 +25,14 @@ def empty(conn: Connection, mailboxes: Collection[str], channel: str | None = No
     dropped = conn.execute(delete(inbox).where(*mine).returning(_N.seq))
     forget_unused(conn, list(dropped.scalars()))
     return returned > 0
+
+
+def return_queued(conn: Connection, instance_ids: Collection[str]) -> None:
+    """These instances take nothing for now: what queues have handed to them goes back."""
+    boxes = select(func.coalesce(instances.c.mailbox, instances.c.instance_id)).where(
+        instances.c.instance_id.in_(instance_ids)
+    )
+    conn.execute(update(inbox).where(_N.receiver.in_(boxes), _N.is_queued).values(_TO_QUEUE))
 
 
 def return_surplus(

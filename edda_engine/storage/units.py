@@ -116,6 +116,11 @@ class Wait:
     holder: Holder
     status: Status
     delay_seconds: float | None
+    asks: frozenset[str] | None = None
+    """At which waits the body is, or ``None`` if at all that are registered.
+
+    Others are of a version of the code that is gone, or of another turn that the body has taken.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,14 +135,27 @@ def _forget(conn: Connection, which: ColumnElement[bool]) -> None:
             _give_back(conn, mailbox, name)
 
 
-def due_in_seconds(conn: Connection, instance_ids: Collection[str]) -> dict[str, float]:
-    """When the first wait with a deadline ends, of instances that have one."""
-    query = (
-        select(_C.instance_id, func.min(-seconds_since(_C.expires_at)))
-        .where(_C.instance_id.in_(instance_ids), _C.expires_at.is_not(None))
-        .group_by(_C.instance_id)
-    )
-    return {row[0]: max(0.0, row[1]) for row in conn.execute(query)}
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A wait that is registered, and what may end it."""
+
+    instance_id: str
+    activity_id: str
+    is_competing: bool
+    due_in_seconds: float | None
+    has_mail: bool
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Which wait of which instance."""
+        return self.instance_id, self.activity_id
+
+
+def standing(conn: Connection, instance_ids: Collection[str]) -> list[Standing]:
+    """Every wait of these instances."""
+    query = select(_C.instance_id, _C.activity_id, _C.is_competing, -seconds_since(_C.expires_at), _HAS_MAIL)
+    rows = conn.execute(query.where(_C.instance_id.in_(instance_ids)))
+    return [Standing(row[0], row[1], bool(row[2]), row[3], bool(row[4])) for row in rows]
 
 
 def with_mail(conn: Connection, instance_ids: Collection[str]) -> list[tuple[str, str]]:

@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import Connection, select, text, update
 
 from edda_engine.channels import channel_message
-from edda_engine.core.ports import ChannelMode, NewInstance, WaitKind, WaitRequest
+from edda_engine.core.ports import DIRECT_CHANNEL, ChannelMode, NewInstance, OutgoingMessage, WaitKind, WaitRequest
 from edda_engine.core.status import Status
 from edda_engine.storage import channels, delivery, instances, waits
-from edda_engine.storage.commit import End, Holder, commit_units
+from edda_engine.storage.commit import Block, End, Holder, commit_units
 from edda_engine.storage.database import Database
-from edda_engine.storage.messages import insert_messages
+from edda_engine.storage.messages import has_new, insert_messages
 from edda_engine.storage.schema import inbox, messages
 from edda_engine.storage.schema import instances as table
 from edda_engine.storage.serial import try_to_serialize_delivery
@@ -45,13 +45,31 @@ def publish(conn: Connection, channel: str = "jobs") -> None:
     insert_messages(conn, [channel_message(channel, "work", None, max_payload_bytes=1000)])
 
 
+def direct_message(addressee: str) -> OutgoingMessage:
+    return OutgoingMessage("m1", "message", DIRECT_CHANNEL, "{}", addressee, "1")
+
+
+def waits_for_an_answer(conn: Connection) -> None:
+    insert_instance(conn, NewInstance("first", "flow", "tests", "{}", "hash", 300.0))
+    waits.settle(conn, [Ask("first", "receive:1", "first", WaitRequest(WaitKind.MESSAGE, DIRECT_CHANNEL))])
+    conn.execute(update(table).values(wake_at=None, status=Status.WAITING_FOR_MESSAGE))
+
+
 def is_cancelled(conn: Connection) -> None:
     assert instances.request_cancel(conn, "first", None)
 
 
-def ends(conn: Connection) -> None:
+def is_held(conn: Connection) -> Holder:
     conn.execute(update(table).where(_ID == "first").values(locked_by="w", lock_epoch=1))
-    commit_units(conn, [End(Holder("first", "w", 1), Status.COMPLETED, "1", had_waits=True, mailbox="first")])
+    return Holder("first", "w", 1)
+
+
+def ends(conn: Connection) -> None:
+    commit_units(conn, [End(is_held(conn), Status.COMPLETED, "1", had_waits=True, mailbox="first")])
+
+
+def is_blocked(conn: Connection) -> None:
+    commit_units(conn, [Block(is_held(conn), "{}")])
 
 
 def gives_up_the_wait(conn: Connection) -> None:
@@ -79,7 +97,7 @@ def receivers(database: Database) -> list[tuple[str, bool]]:
     return run(database, lambda conn: [(row[0], row[1]) for row in conn.execute(query)])
 
 
-@pytest.mark.parametrize("goes", [is_cancelled, ends, gives_up_the_wait])
+@pytest.mark.parametrize("goes", [is_cancelled, ends, is_blocked, gives_up_the_wait])
 @pytest.mark.parametrize("is_seen_by_the_delivery", [True, False])
 def test_a_job_handed_to_a_receiver_that_goes_is_handed_to_another_one(
     database: Database, goes: Callable[[Connection], None], is_seen_by_the_delivery: bool
@@ -126,6 +144,26 @@ def test_news_for_a_subscriber_that_is_being_cancelled_is_dropped(database: Data
 
     assert receivers(database) == []
     assert run(database, lambda conn: conn.execute(select(messages.c.seq)).all()) == []
+
+
+def test_who_is_started_and_waits_while_something_for_it_is_delivered_is_woken(database: Database) -> None:
+    """A body may send to an instance whose start is not committed."""
+    run(database, lambda conn: insert_messages(conn, [direct_message("first")]))
+    with database.write() as conn:
+        assert delivery.deliver(conn).is_unfinished
+        run(database, waits_for_an_answer)
+    deliver_all(database)
+
+    assert receivers(database) == [("first", True)]
+
+
+def test_what_is_for_nobody_is_kept_and_looked_at_no_more(database: Database) -> None:
+    run(database, lambda conn: insert_messages(conn, [direct_message("nobody")]))
+    assert run(database, delivery.deliver).is_unfinished
+    deliver_all(database)
+
+    assert receivers(database) == [("nobody", False)]
+    assert not run(database, has_new)
 
 
 def test_what_one_of_two_waits_of_an_instance_gave_up_goes_to_another_instance(database: Database) -> None:

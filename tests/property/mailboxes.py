@@ -25,6 +25,7 @@ from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.units import (
     AlreadyRecorded,
     BatchOutcome,
+    Block,
     Busy,
     End,
     Holder,
@@ -67,6 +68,7 @@ class Box:
     is_started: bool = False
     is_held: bool = False
     is_busy: bool = False
+    is_blocked: bool = False
     is_to_stop: bool = False
     has_ended: bool = False
     epoch: int = 0
@@ -102,7 +104,7 @@ class Box:
         return Take(self.holder, StepKey(activity_id, "", number), number, "call", self.name, request)
 
     def end(self) -> None:
-        self.has_ended, self.is_held = True, False
+        self.has_ended, self.is_held, self.is_blocked = True, False, False
         self.subscribed.clear()
         self.waits.clear()
 
@@ -235,7 +237,7 @@ class World:
             return
 
         def learn_all() -> None:
-            if not isinstance(unit, Wait | End):
+            if not isinstance(unit, Wait | Block | End):
                 box.last = unit
             box.is_to_stop = box.is_to_stop or outcome.is_cancelled
             learn(outcome)
@@ -320,16 +322,18 @@ class World:
 _BOX = "coalesce(i.mailbox, i.instance_id)"
 _ENDED = "i.status IN ('completed', 'failed', 'cancelled')"
 _MAIL = "n.receiver = w.mailbox AND n.kind = w.kind AND n.name = w.name"
+_ABLE = " JOIN edda_instances i ON i.instance_id = w.instance_id AND i.error IS NULL"
 _NEVER = {
     "it waits, something is there for it, and nobody will ever wake it":
         f"SELECT w.instance_id, w.activity_id FROM edda_waits w JOIN edda_inbox n ON {_MAIL}"
-        " JOIN edda_instances i ON i.instance_id = w.instance_id WHERE i.locked_by IS NULL AND i.wake_at IS NULL",
+        " JOIN edda_instances i ON i.instance_id = w.instance_id WHERE i.locked_by IS NULL AND i.wake_at IS NULL"
+        " AND i.error IS NULL",
     "a queue has messages that somebody waits for":
         "SELECT w.instance_id, q.seq FROM edda_waits w JOIN edda_inbox q ON q.receiver = '' AND q.name = w.name"
-        f" WHERE w.is_competing AND NOT EXISTS (SELECT 1 FROM edda_inbox n WHERE {_MAIL})",
+        f"{_ABLE} WHERE w.is_competing AND NOT EXISTS (SELECT 1 FROM edda_inbox n WHERE {_MAIL})",
     "a queue's message lies with one who does not want it":
         "SELECT n.receiver, n.seq FROM edda_inbox n WHERE n.is_queued AND n.receiver <> ''"
-        f" AND NOT EXISTS (SELECT 1 FROM edda_waits w WHERE {_MAIL})",
+        f" AND NOT EXISTS (SELECT 1 FROM edda_waits w{_ABLE} WHERE {_MAIL})",
     "an inbox names a message that is gone":
         "SELECT n.receiver, n.seq FROM edda_inbox n"
         " WHERE NOT EXISTS (SELECT 1 FROM edda_messages m WHERE m.seq = n.seq)",

@@ -22,8 +22,19 @@ from edda_engine.core.status import Status
 from edda_engine.storage import delivery, instances, migrate
 from edda_engine.storage.database import Database, normalized_url
 from edda_engine.storage.messages import insert_messages
-from edda_engine.storage.units import AlreadyRecorded, End, PutBack, Refused, Step, Subscribe, Successor, Take, Wait
-from tests.property.mailboxes import ENGINES, JOBS, MODES, NEWS, PAID, SENDERS, WORKER, Box, GaveUp, World
+from edda_engine.storage.units import (
+    AlreadyRecorded,
+    Block,
+    End,
+    PutBack,
+    Refused,
+    Step,
+    Subscribe,
+    Successor,
+    Take,
+    Wait,
+)
+from tests.property.mailboxes import ENGINES, JOBS, MODES, NEWS, PAID, SENDERS, TABLES, WORKER, Box, GaveUp, World
 
 usually_closed = st.sampled_from([False, True, False])
 
@@ -115,6 +126,26 @@ class Delivery(RuleBasedStateMachine):
             box.is_to_stop = True
             if not box.is_held:
                 box.end()
+
+        self.world.learn_with("request", learn, box)
+        self.close("request", stays_open)
+
+    def blocked(self) -> list[Box]:
+        if not self.world.open_slots("request"):
+            return []
+        return [box for box in self.world.boxes.values() if box.is_blocked and not box.is_busy and not box.has_ended]
+
+    @precondition(lambda self: self.blocked())
+    @rule(stays_open=usually_closed)
+    def retry(self, stays_open: bool) -> None:
+        box = self.blocked()[0]
+        try:
+            assert self.world.attempt("request", lambda conn: instances.take_up_again(conn, box.run))
+        except GaveUp:
+            return
+
+        def learn() -> None:
+            box.is_blocked = False
 
         self.world.learn_with("request", learn, box)
         self.close("request", stays_open)
@@ -272,6 +303,17 @@ class Delivery(RuleBasedStateMachine):
 
         self.world.write(box, slot, unit, learn)
 
+    @precondition(lambda self: self.free())
+    @rule(data=st.data(), stays_open=usually_closed)
+    def block(self, data: st.DataObject, stays_open: bool) -> None:
+        box, slot = self.drawn(data, self.free())
+
+        def learn(_: Any) -> None:
+            box.is_held, box.is_blocked, box.last = False, True, None
+
+        self.world.write(box, slot, Block(box.holder, "{}"), learn)
+        self.close(slot, stays_open)
+
     def stopping(self) -> list[Box]:
         if not self.world.open_slots(*ENGINES):
             return []
@@ -328,7 +370,10 @@ class Delivery(RuleBasedStateMachine):
         """Every live run asks for all that it may get, until there is nothing."""
         with self.database.write() as conn:
             conn.execute(
-                text("UPDATE edda_instances SET wake_at = created_at WHERE locked_by IS NULL AND completed_at IS NULL")
+                text(
+                    "UPDATE edda_instances SET wake_at = created_at, error = NULL"
+                    " WHERE locked_by IS NULL AND completed_at IS NULL"
+                )
             )
         before = None
         while before != (before := [(box.is_held, len(box.received)) for box in self.world.boxes.values()]):
@@ -358,6 +403,10 @@ def database(database_url: str) -> Iterator[Database]:
         url = make_url(url).update_query_dict({"options": "-c lock_timeout=20"})
     found = Database.from_url(url)
     migrate.upgrade(found)
+    if not found.is_sqlite:
+        with found.write() as conn:
+            for table in TABLES:  # a vacuum locks whole tables for a moment, which nobody here waits for
+                conn.execute(text(f"ALTER TABLE edda_{table} SET (autovacuum_enabled = false)"))
     yield found
     found.close()
 
