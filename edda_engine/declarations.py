@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from edda_engine.core.codec import MAX_ID_LENGTH, Codec, codec_for, hints_of, is_name, parse
+from edda_engine.core.codec import MAX_ID_LENGTH, Codec, codec_for, enclosed_by, hints_of, is_name, parse
 from edda_engine.errors import ConfigurationError, DuplicateNameError, PayloadError, UnknownWorkflowError
 
 D = TypeVar("D", bound="Declaration")
@@ -189,10 +189,17 @@ class Registry(Generic[D]):
         self._by_name: dict[str, D] = {}
 
     def add(self, declaration: D) -> None:
-        """Register, replacing the same function (a reload), refusing another one of the same name."""
+        """Register, replacing the same function (a reload), refusing another one of the same name.
+
+        :raises DuplicateNameError: another function has this name, or this one closes over other values.
+        """
         known = self._by_name.get(declaration.name)
-        if known is not None and known.place != declaration.place:
-            raise DuplicateNameError(self._kind, declaration.name, first=known.place, second=declaration.place)
+        if known is not None:
+            closes_over = other_values(known.function, declaration.function) if known.place == declaration.place else []
+            if known.place != declaration.place or closes_over:
+                raise DuplicateNameError(
+                    self._kind, declaration.name, first=known.place, second=declaration.place, closes_over=closes_over
+                )
         self._by_name[declaration.name] = declaration
 
     def find(self, name: str) -> D:
@@ -223,6 +230,37 @@ class Registry(Generic[D]):
     def restore(self, snapshot: dict[str, D]) -> None:
         """Forget what was declared since *snapshot*."""
         self._by_name = dict(snapshot)
+
+
+_SCALARS = (str, bytes, int, float, type(None))
+
+
+def other_values(first: Any, second: Any) -> list[str]:
+    """The names in which two functions made at one place differ, because what is around it ran twice.
+
+    Of a function of a module there are none: a reload may replace all that it uses.
+    """
+    first, second = inspect.unwrap(first), inspect.unwrap(second)
+    if "<locals>" not in getattr(second, "__qualname__", ""):
+        return []
+    return _other_values(first, second, set())
+
+
+def _other_values(first: Any, second: Any, seen: set[tuple[int, int]]) -> list[str]:
+    seen.add((id(first), id(second)))
+    before, after = enclosed_by(first), enclosed_by(second)
+    return [name for name in after if name in before and not _is_same(before[name], after[name], seen)]
+
+
+def _is_same(first: Any, second: Any, seen: set[tuple[int, int]]) -> bool:
+    if first is second:
+        return True
+    if isinstance(first, _SCALARS) and isinstance(second, _SCALARS):
+        return first == second
+    first, second = (value.function if isinstance(value, Declaration) else value for value in (first, second))
+    if not (inspect.isfunction(first) and inspect.isfunction(second)) or place_of(first) != place_of(second):
+        return False
+    return (id(first), id(second)) in seen or not _other_values(first, second, seen)
 
 
 def place_of(function: Callable[..., Any]) -> str:

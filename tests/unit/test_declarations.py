@@ -126,6 +126,47 @@ def test_the_same_function_may_be_declared_again_as_a_reload_does() -> None:
     assert workflows.find("fulfil") is again
 
 
+@pytest.mark.parametrize("declare", [workflow, activity, flask_workflow])
+def test_a_factory_that_is_called_twice_cannot_declare_its_function_with_other_values(declare: Any) -> None:
+    def factory(service: str) -> Any:
+        database = object()
+
+        @declare
+        def note(ctx: WorkflowContext) -> None:
+            print(service, database)
+
+        return note
+
+    note = factory("one")
+    with pytest.raises(DuplicateNameError, match=r"other values of database, service.*level of its module") as caught:
+        factory("two")
+    assert caught.value.closes_over == ("database", "service")
+    assert (workflows.get("note") or activities.get("note")) is note
+
+
+def test_a_factory_may_be_called_twice_if_what_it_declares_would_do_the_same() -> None:
+    shared = object()
+
+    def factory(service: str) -> Any:
+        def line(text: str) -> str:
+            return f"{service} {shared} {text}"
+
+        @activity
+        def note(ctx: WorkflowContext, text: str) -> str:
+            return line(text)
+
+        @workflow
+        async def notes(ctx: WorkflowContext, text: str) -> str:
+            return await note(ctx, text) or await notes(ctx, text)
+
+        return notes
+
+    factory("one")
+    assert factory("one") is workflows.find("notes")
+    with pytest.raises(DuplicateNameError, match=r"activity 'note'.*other values of line"):
+        factory("two")
+
+
 def test_an_unknown_name_is_refused_naming_the_known_ones() -> None:
     @workflow
     async def fulfil(ctx: WorkflowContext) -> None: ...
