@@ -38,11 +38,12 @@ from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is
 from edda_wsgi import starts
 from edda_wsgi.beginnings import bury, refuse_gevent, report
 from edda_wsgi.environment import FlaskEnvironment, write_at_the_end
-from edda_wsgi.joining import joining, refuse_own_transaction
+from edda_wsgi.joining import joining, refuse_to_wait_for_itself
 from edda_wsgi.loading import import_modules, load_hooks
 from edda_wsgi.loop_thread import LoopThread
 from edda_wsgi.session import SessionSource
 from edda_wsgi.settings import Effective
+from edda_wsgi.writers import Writers
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Application:
         self._database: Database | None = None
         self._notifier = Notifier(lambda: self.database)
         self._shares_session = False
+        self._writers: Writers | None = None
         self._has_tables = False
         self._loop_thread: LoopThread | None = None
         self._engine: Engine | None = None
@@ -132,7 +134,12 @@ class Application:
         self._shares_session = True
         if os.getpid() != self._made_by_pid:
             engine.dispose(close=False)  # whatever the application opened before the fork is the parent's
-        return Database(engine)
+        database = Database(engine)
+        if database.is_sqlite:
+            self._writers = Writers(engine)
+            if has_app_context() and (session := self._source.current()) is not None:
+                self._writers.note_session(starts.session_given(session))
+        return database
 
     def _default_url(self) -> str:
         folder = Path(self._app.instance_path)
@@ -159,7 +166,7 @@ class Application:
             place.register_post_commit(self.wake)
             return new.instance_id
         self.write(
-            f"{workflow.name}.options(session=None).start()",
+            f"{workflow.name}.start()",
             lambda conn: insert_instance(conn, new),
             alone=lambda: self._start_alone(new, has_made_id=options.instance_id is None),
             session=options.session,
@@ -207,14 +214,13 @@ class Application:
         # A start is for this service; nobody knows yet for whom a message is.
         then = then or (self.wake if starts_instance else self.wake_everybody)
         session = self._session_for(session)
-        if session is None:
-            refuse_own_transaction(call, is_sqlite=self.database.is_sqlite)
+        conn = self._connection_of(session, call)
+        if conn is None:
             self.ensure_tables()
             alone()
             if starts_instance is None:
                 then()
         else:
-            conn = starts.connection_of(session, self.database.engine)
             self._ensure_tables_for(conn)
             joined(conn)
             starts.after_commit(session, then, instance_id=starts_instance)
@@ -257,12 +263,12 @@ class Application:
                 place.register_post_commit(then)
             return done is not False
         session = self._session_for(session)
-        if session is None:
-            refuse_own_transaction(call, is_sqlite=self.database.is_sqlite)
+        conn = self._connection_of(session, call)
+        if conn is None:
             done = alone()
             then()
         else:
-            done = joined(starts.connection_of(session, self.database.engine))
+            done = joined(conn)
             if done:
                 starts.after_commit(session, then)
         return done
@@ -283,6 +289,13 @@ class Application:
         source = self.session_source
         current = source.current() if source is not None else None
         return None if current is None else starts.session_given(current)
+
+    def _connection_of(self, session: Session | None, call: str) -> Connection | None:
+        """The connection of the session that is joined; ``None`` for a transaction of its own, which may not be refused."""
+        database = self.database  # finding it finds who writes
+        conn = None if session is None else starts.connection_of(session, database.engine)
+        refuse_to_wait_for_itself(call, self._writers, is_sqlite=database.is_sqlite, conn=conn)
+        return conn
 
     # Results.
 

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from edda_engine.core.ports import current_place
 from edda_engine.errors import UsageError
 from edda_engine.runtime.attempts import Attempt
+from edda_wsgi.writers import Writers
 
 _ENDS_TRANSACTION = re.compile(r"\s*(commit|rollback(?!\s+to)|end|abort)\b", re.IGNORECASE)
 _COMMITS_BY_ITSELF = (
@@ -77,13 +78,23 @@ def connection_for(bind: Engine | Connection) -> Engine | Connection:
     return joined.connection if joined is not None and joined.serves(bind) else bind
 
 
-def refuse_own_transaction(call: str, *, is_sqlite: bool) -> None:
+def refuse_to_wait_for_itself(
+    call: str, writers: Writers | None, *, is_sqlite: bool, conn: Connection | None = None
+) -> None:
     """SQLite admits one writer: beside a transaction that is open here, a second one would wait for ever.
 
-    :raises UsageError: called in an activity that has begun, or in a handler of events.
+    :param conn: The connection of the transaction that is joined, ``None`` if it is to be one of its own.
+    :raises UsageError: called in an activity that has begun, in a handler of events, or after a session has written.
     """
     place = current_place.get()
     if not is_sqlite:
+        return
+    if conn is not None:
+        if writers is not None and writers.is_waiting_for_itself(beside=conn):
+            raise UsageError(
+                f"{call} would join a session while this thread has written in another one, and SQLite admits one writer:"
+                " it would wait for itself. Commit or roll back that one first, or use one session for both."
+            )
         return
     if isinstance(place, Attempt) and place.transaction.is_begun:
         raise UsageError(
@@ -94,6 +105,12 @@ def refuse_own_transaction(call: str, *, is_sqlite: bool) -> None:
         raise UsageError(
             f"{call} in a handler of events needs a second transaction while the event's own one is open, and SQLite"
             " admits one writer. Leave session= out: the change is then committed with the event."
+        )
+    if writers is not None and writers.is_waiting_for_itself():
+        raise UsageError(
+            f"{call} is committed at once, in a transaction of its own, but this thread has written in a session that is not"
+            " committed, and SQLite admits one writer: it would wait for itself. Commit first, or pass that session as"
+            " session=... to make both one transaction."
         )
 
 

@@ -37,7 +37,7 @@ def send(application: Application, event: OutboxEvent, session: Any) -> EventId:
         place.buffer_outbox(event)
     else:
         application.write(
-            "send_event_transactional(session=None)",
+            "send_event_transactional()",
             lambda conn: outbox.insert_events(conn, [(None, None, event)]),
             alone=lambda: application.client.write_outbox_event(event),
             session=session,
