@@ -6,6 +6,7 @@ application to write one row. It never runs in the caller.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -95,12 +96,7 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
         :raises InvalidInputError: the arguments do not fit the signature.
         :raises UsageError: called in a workflow body.
         """
-        place = current_place.get()
-        if place is not None and place.is_body:
-            raise UsageError(
-                f"{self.name}.start() was called in the body of workflow {place.workflow_name!r}, which is replayed: it would"
-                f" start again each time. Call it in an @activity, or run it inline: await {self.__name__}(ctx, ...)."
-            )
+        self.refuse_start_in_body()
         lock_timeout = kwargs.pop("lock_timeout_seconds", None) if "lock_timeout_seconds" in kwargs else None
         lock_timeout = lock_timeout if lock_timeout is not None else options.lock_timeout_seconds
         check_lock_timeout(lock_timeout, f"{self.name}.start()")
@@ -116,6 +112,18 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
             delay_seconds=_delay_seconds(options, self.name),
             start_at=options.start_at,
         )
+
+    def refuse_start_in_body(self) -> None:
+        """A body is replayed, and must not start anything.
+
+        :raises UsageError: the caller is a workflow body.
+        """
+        place = current_place.get()
+        if place is not None and place.is_body:
+            raise UsageError(
+                f"{self.name}.start() was called in the body of workflow {place.workflow_name!r}, which is replayed: it would"
+                f" start again each time. Call it in an @activity, or run it inline: await {self.__name__}(ctx, ...)."
+            )
 
     def encode_input(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, max_payload_bytes: int) -> str:
         """Check arguments against the signature and encode them.
@@ -176,20 +184,44 @@ def the_app(call: str) -> RunningApp:
     )
 
 
+def _started(
+    workflow: DeclaredWorkflow[..., Any], options: StartOptions, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Coroutine[Any, Any, str]:
+    """What is awaited, if there can be somebody to await it; a forgotten one would start nothing, without a word."""
+    workflow.refuse_start_in_body()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        if not running_apps or current_place.get() is not None:
+            raise UsageError(
+                f"{workflow.name}.start() was called where nothing can be awaited, so it would start nothing. In Flask import"
+                " `workflow` from edda_wsgi, whose start() needs no await; in asyncio code write"
+                f" `await {workflow.__name__}.start(...)`, in an activity of an `async def` one."
+            ) from None
+
+    async def start() -> str:
+        return await the_app("start()").start_with(workflow, options, args, kwargs)
+
+    coroutine: Any = start()
+    coroutine.__qualname__ = f"{workflow.__qualname__}.start"  # by which Python names one that nobody awaits
+    return coroutine  # type: ignore[no-any-return]
+
+
 class Workflow(DeclaredWorkflow[P, R]):
     """A declared workflow of the asyncio front door."""
 
     @overload
-    async def start(self, /, *args: P.args, **kwargs: P.kwargs) -> str: ...
+    def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, str]: ...
     @overload
-    async def start(self, /, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any) -> str: ...
-    async def start(self, /, *args: Any, **kwargs: Any) -> str:
+    def start(self, /, *args: Any, lock_timeout_seconds: float | None, **kwargs: Any) -> Coroutine[Any, Any, str]: ...
+    def start(self, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, str]:
         """Enqueue a run and return its instance id; the workflow never runs in the caller.
 
         :param lock_timeout_seconds: Wins over the decorator's and the application's.
         :raises InvalidInputError: the arguments do not fit the signature; nothing was started.
+        :raises UsageError: at once, where nothing can be awaited.
         """
-        return await the_app("start()").start_with(self, StartOptions(), args, kwargs)
+        return _started(self, StartOptions(), args, kwargs)
 
     def options(
         self,
@@ -219,9 +251,9 @@ class Starting(Generic[P]):
     workflow: DeclaredWorkflow[P, Any]
     chosen: StartOptions
 
-    async def start(self, /, *args: P.args, **kwargs: P.kwargs) -> str:
+    def start(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, str]:
         """Enqueue a run with these options and return its instance id."""
-        return await the_app("start()").start_with(self.workflow, self.chosen, args, kwargs)
+        return _started(self.workflow, self.chosen, args, kwargs)
 
 
 workflows: Registry[DeclaredWorkflow[..., Any]] = Registry("workflow")

@@ -346,8 +346,33 @@ def test_start_without_a_running_application_says_what_to_call(database_url: str
     @workflow
     async def lonely(ctx: WorkflowContext) -> None: ...
 
+    async def main() -> None:
+        await lonely.start()
+
     with pytest.raises(ConfigurationError, match=r"await app\.initialize\(\)"):
-        asyncio.run(lonely.start())
+        asyncio.run(main())
+
+
+def test_start_in_a_thread_of_a_sync_activity_says_where_it_can_be_awaited(sqlite_url: str) -> None:
+    @workflow
+    async def child(ctx: WorkflowContext) -> None: ...
+
+    @activity(retry_policy=NEVER_AGAIN)
+    def starts(ctx: WorkflowContext) -> None:
+        child.start()
+
+    @workflow
+    async def parent(ctx: WorkflowContext) -> None:
+        await starts(ctx)
+
+    async def main() -> None:
+        async with edda(sqlite_url) as app:
+            await app.result(await parent.start(), timeout=20)
+
+    with pytest.raises(
+        WorkflowFailedError, match=r"child\.start\(\) was called where nothing can be awaited.*`await child"
+    ):
+        asyncio.run(main())
 
 
 def test_start_with_two_running_applications_asks_which_one_is_meant(database_url: str) -> None:

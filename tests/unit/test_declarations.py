@@ -445,6 +445,15 @@ def test_an_activity_called_without_a_context_says_how_to_call_the_function() ->
     assert charge.function(None, 7) == 7
 
 
+def test_an_asyncio_start_where_nothing_can_be_awaited_says_what_flask_needs() -> None:
+    @workflow
+    async def fulfil(ctx: WorkflowContext) -> None: ...
+
+    for start in (fulfil.start, fulfil.options(delay=1).start):
+        with pytest.raises(UsageError, match=r"fulfil.start\(\) .*In Flask import `workflow` from edda_wsgi"):
+            start()
+
+
 def test_a_workflow_called_like_a_function_says_to_start_it() -> None:
     @workflow
     async def fulfil(ctx: WorkflowContext) -> None: ...
