@@ -16,6 +16,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 from sqlalchemy import select
 
+from edda_engine.core.failures import describe
 from edda_engine.errors import UsageError, WorkflowCancelledError, WorkflowFailedError
 from edda_engine.storage.schema import history
 from edda_engine.testing.clock import SkippableClock
@@ -185,7 +186,13 @@ def _summary(error: Exception | None) -> str | None:
         case None:
             return None
         case WorkflowFailedError():
-            return f"WorkflowFailedError: {error.workflow_name}: {error.error}"
+            # Not its message: that of exhausted retries tells how long they took.
+            kinds, cause = [], error.__cause__
+            while cause is not None:
+                kinds.append(describe(cause))
+                cause = cause.__cause__
+            names = " from ".join(kind for kind, _ in kinds)
+            return f"WorkflowFailedError: {error.workflow_name}: {names}: {kinds[-1][1] if kinds else error.error}"
         case WorkflowCancelledError():
             return f"WorkflowCancelledError: {error.workflow_name}"
         case _:

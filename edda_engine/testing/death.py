@@ -43,12 +43,13 @@ class KillSwitch:
     """A probe that kills at the n-th passing of a commit's beginning or end.
 
     :param probe: The application's own probe, which is called as well.
+    :param has_work: Whether something is committed that a claim can take; what takes nothing is no commit to die at.
     :param died: Called once, on the thread that commits.
     """
 
-    def __init__(self, url: URL, *, probe: Probe, died: Callable[[], None]) -> None:
+    def __init__(self, url: URL, *, probe: Probe, has_work: Callable[[], bool], died: Callable[[], None]) -> None:
         self._database = _address(url)
-        self._probe, self._died = probe, died
+        self._probe, self._has_work, self._died = probe, has_work, died
         self._lock = threading.Lock()
         self._test = threading.get_ident()
         self._kill_at: int | None = None
@@ -79,10 +80,12 @@ class KillSwitch:
         if point not in _COMMITS:
             return
         if point == "claim.before_commit":
-            self._claims = True
+            self._claims = self._has_work()  # a worker that was told of work may look for it in vain
+            if not self._claims:
+                return
         elif point == "claim.after_commit":
             if not self._claims:
-                return  # it only looked, and committed nothing
+                return
             self._claims = False
         with self._lock:
             if not self.is_dead:

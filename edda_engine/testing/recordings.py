@@ -85,6 +85,4 @@ def load_recording(path: Path) -> Recording:
             steps=tuple(Recorded(**step) for step in plain["steps"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} is no recording of a run ({error!r}). Make one with save_recording(instance_id, path)."
-        ) from error
+        raise UsageError(f"{path} is no recording of a run ({error!r}). Make one with save_recording(path).") from error

@@ -160,8 +160,10 @@ class _Contents:
 
     def _shown(self, owner: str | None, value: str, depth: int) -> str:
         row = self._by_key.get(owner, {}).get(value) if owner is not None else None
-        if owner is None or row is None or depth > _DEPTH:
+        if owner is None or row is None:
             return value
+        if depth > _DEPTH:
+            return f"one of {owner}"
         named = zip(self.columns(owner), self.cells(owner, row, depth + 1), strict=True)
         kept = [f"{name}={cell}" for name, cell in named if not _is_left_out(owner, name, self._leaving_out)]
         return f"the {owner} with {', '.join(kept) or 'nothing'}"

@@ -18,12 +18,14 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 from sqlalchemy import select
 
 from edda_engine.channels import channel_message, direct_message
+from edda_engine.client import Instance
 from edda_engine.core.events import HistoryEvent
 from edda_engine.core.ports import DIRECT_CHANNEL, OutgoingMessage
 from edda_engine.core.status import Status
 from edda_engine.errors import UsageError
 from edda_engine.events import event_message
 from edda_engine.outcomes import Ended
+from edda_engine.storage.outlook import Outlook
 from edda_engine.storage.schema import waits
 from edda_engine.testing.choices import Chosen, declared_of, is_workflow
 from edda_engine.testing.clock import SkippableClock
@@ -108,11 +110,16 @@ class Runner:
         def doing() -> str:
             return self._too_long(f"Instance {found} has not ended", self._where(found))
 
+        def has_ended() -> bool:
+            return self._bench.client.get(found).status.is_finished
+
         while True:
-            seen = self._worker.rest(deadline, doing=doing)
+            seen = self._worker.rest(deadline, doing=doing, is_enough=has_ended)
             outcome = self._bench.client.outcome(found)
             if isinstance(outcome, Ended):
                 return outcome.value
+            if seen is None:  # it has recurred
+                continue
             seconds = self._worker.seconds_to_next(seen)
             if seconds is None or self._bench.client.get(found).is_blocked:
                 raise StuckError(f"Instance {found} will not end, however much time passes: {self._where(found)}")
@@ -144,6 +151,7 @@ class Runner:
         deadline = Deadline(self._timeout)
         while True:
             seen = self._settle(deadline)
+            assert seen is not None
             left = (until - self._clock.now()).total_seconds()
             if left <= 0:
                 return
@@ -234,7 +242,7 @@ class Runner:
             compares_arguments=compares_arguments,
         )
 
-    def save_recording(self, instance_id: str | None, path: Path) -> None:
+    def save_recording(self, path: Path, instance_id: str | None = None) -> None:
         """Write an instance with its history to a file, to replay it later with newer code.
 
         Works on any database that the application is configured for, also without entering the runner's block.
@@ -272,6 +280,10 @@ class Runner:
         return self._send(direct_message(instance_id, data, channel, metadata, max_payload_bytes=self._limit))
 
     # Looking.
+
+    def get(self, instance_id: str | None = None) -> Instance:
+        """An instance as the database shows it: ``runner.get().status``."""
+        return self._bench.client.get(self._named(instance_id))
 
     def history(self, instance_id: str | None = None) -> list[HistoryEvent]:
         """The recorded steps of an instance, in order."""
@@ -331,7 +343,7 @@ class Runner:
             raise UsageError("Nothing was started with this runner yet: say which instance is meant.")
         return found
 
-    def _settle(self, deadline: Deadline) -> Any:
+    def _settle(self, deadline: Deadline) -> Outlook | None:
         def doing() -> str:
             return self._too_long("Something still goes on", "; ".join(map(self._where, self._unfinished())))
 

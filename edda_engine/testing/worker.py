@@ -24,6 +24,7 @@ from edda_engine.storage import outbox, outlook
 from edda_engine.storage.database import Database
 from edda_engine.storage.outlook import Outlook
 from edda_engine.testing.clock import SkippableClock
+from edda_engine.testing.databases import hasty_sqlite
 from edda_engine.testing.death import KillSwitch
 from edda_engine.testing.errors import StuckError
 from edda_engine.testing.loop import SkippableLoop
@@ -31,6 +32,7 @@ from edda_engine.workflow import workflows
 
 _ACTIVITY_THREADS = "edda-activity"
 _LOCKED_PAUSE_SECONDS = 0.02
+_ENOUGH_SECONDS = 0.5
 _THREADS_END_WITHIN_SECONDS = 10.0
 _HOP_BY_LEASE = 4
 """While leases are held, time is skipped by at most this part of the shortest one, so that they are renewed."""
@@ -129,6 +131,7 @@ class WorkerUnderTest:
             )
         self._before = self.bench.conditions
         self._in_use.enter_context(self.clock.in_use())
+        self._in_use.enter_context(hasty_sqlite())
 
     def close(self) -> None:
         """Stop the worker and leave the application as it was."""
@@ -144,7 +147,12 @@ class WorkerUnderTest:
         if self.bench.engine is not None:
             return
         if self.switch is None:
-            self.switch = KillSwitch(self.bench.database.engine.url, probe=self._before.probe, died=self._tell)
+            self.switch = KillSwitch(
+                self.bench.database.engine.url,
+                probe=self._before.probe,
+                has_work=lambda: self.look().has_work,
+                died=self._tell,
+            )
             self._in_use.enter_context(self.switch.in_use())
         self.bench.conditions = replace(
             self._before, probe=self.switch, now=self.clock.now, new_event_loop=self._make_loop
@@ -179,20 +187,28 @@ class WorkerUnderTest:
         with self.bench.database.read() as conn:
             return outlook.look(conn, service=self.bench.service_name, names=workflows.names())
 
-    def rest(self, deadline: Deadline, *, doing: Callable[[], str]) -> Outlook:
+    def rest(
+        self, deadline: Deadline, *, doing: Callable[[], str], is_enough: Callable[[], bool] = lambda: False
+    ) -> Outlook | None:
         """Let everything go on that can without time passing; what the database says then.
 
+        :param is_enough: Asked now and then while something still goes on; if it is, nothing more is waited for.
+        :returns: ``None`` if it was enough.
         :raises StuckError: there is no end to it.
         """
         tries = 0
         while True:
             self._come_back()
             loop, engine = self._running()
-            rests = loop.wait_until_at_rest(deadline.left, unless=self._is_dead)
+            rests = loop.wait_until_at_rest(min(deadline.left, _ENOUGH_SECONDS), unless=self._is_dead)
             if self._is_dead():
                 continue
             if rests is None:
-                raise StuckError(doing())
+                if is_enough():
+                    return None
+                if deadline.left <= 0:
+                    raise StuckError(doing())
+                continue
             seen = self.look()
             if seen.has_work or (self.bench.has_relay and self._has_outbox_due()):
                 engine.wake()
