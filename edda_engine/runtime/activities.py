@@ -38,7 +38,7 @@ from edda_engine.runtime.environment import Environment
 from edda_engine.runtime.handing import resolve, run_on, tell
 from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.probes import Probe
-from edda_engine.runtime.transactions import AttemptTransaction, refused_by_database
+from edda_engine.runtime.transactions import AttemptTransaction, outage_in_words, refused_by_database
 from edda_engine.storage.async_engine import AsyncEngines
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.retries import RetryState
@@ -156,7 +156,7 @@ class StepWork:
                 case attempts.Raised(error=error, is_outage=True):
                     _log.warning(
                         "Activity %s of %s lost the database and is run again when it answers: %s",
-                        self._key.activity_id, self._run.instance_id, type(error).__name__,
+                        self._key.activity_id, self._run.instance_id, outage_in_words(error),
                     )  # fmt: skip
                     await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
                     recorded = await self._run.owner.find_recorded(self._run.instance_id, self._key.activity_id)

@@ -237,6 +237,12 @@ def refused_by_database(owner: str, refused: Exception) -> PayloadError:
     return PayloadError(owner, "$", f"was refused by the database: {said.splitlines()[0]}")
 
 
+def outage_in_words(error: BaseException) -> str:
+    """Why the database did not do it, for a log: never what a user's exception says."""
+    said = str(getattr(error, "orig", None) or "").strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
 def _only_rollback(action: int, first: str | None, *_: Any) -> int:
     allowed = action == sqlite3.SQLITE_TRANSACTION and first == "ROLLBACK"
     return sqlite3.SQLITE_OK if allowed else sqlite3.SQLITE_DENY

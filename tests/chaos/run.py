@@ -32,6 +32,7 @@ from tests.support import eventually
 
 _LOOK_SECONDS = 0.25
 _SETTLING_SECONDS = 30.0
+_STUCK_SECONDS = 60.0
 
 
 class ChaosFailedError(AssertionError):
@@ -171,7 +172,7 @@ class _Run:
 
         :raises ChaosFailedError: it does not come in time.
         """
-        now: Progress | None = None
+        moved: tuple[float, Progress | None] = (time.monotonic(), None)
         while True:
             try:
                 now = self._cast.progress()
@@ -181,8 +182,12 @@ class _Run:
                 self._say(self._line(now))
                 if has_come(now):
                     return
+                if now != moved[1]:
+                    moved = (time.monotonic(), now)
             self._cast.raise_if_one_has_ended()
             self._troubles.raise_if_broken()
+            if time.monotonic() - moved[0] > _STUCK_SECONDS:
+                raise ChaosFailedError(f"Stuck: nothing has moved for {_STUCK_SECONDS:.0f} s: {now}")
             if time.monotonic() - self._began > self._chaos.timeout:
                 raise ChaosFailedError(f"Gave up after {self._chaos.timeout:.0f} s: {now}")
             self._pause.wait(_LOOK_SECONDS)

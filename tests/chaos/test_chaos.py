@@ -19,7 +19,7 @@ def chaos(database: str, *, orders: int, seconds: float, plan: Plan) -> Report:
 def test_nothing_is_lost_or_done_twice_or_stuck_or_leaked_while_workers_and_postgresql_go_down_again_and_again() -> (
     None
 ):
-    report = chaos("postgresql", orders=300, seconds=28.0, plan=Plan(restart_every_seconds=10.0))
+    report = chaos("postgresql", orders=200, seconds=20.0, plan=Plan(restart_every_seconds=8.0))
 
     assert {check.title: (check.found - check.expected, check.expected - check.found) for check in wrong(report)} == {}
     assert report.tally.restarts.total() >= 2
