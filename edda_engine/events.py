@@ -231,6 +231,7 @@ def event_message(
 ) -> OutgoingMessage:
     """Check and encode an event; nothing is written yet.
 
+    :param event_id: Of an event that came from outside; its other attributes are kept as they came, also absent.
     :raises PayloadError: the data has no JSON form, or is larger than *max_payload_bytes*.
     :raises UsageError: an attribute is missing or no text.
     """
@@ -244,13 +245,16 @@ def event_message(
     data_binary = bytes(data) if is_binary else None
     check_size(data_json or data_binary or b"", max_payload_bytes, owner=owner)
     message_id = uuid.uuid4().hex
+    if event_id is None:
+        time = time or datetime.now(UTC)
+        datacontenttype = datacontenttype or ("application/octet-stream" if is_binary else "application/json")
     metadata = {
         "type": event_type,
         "source": source,
-        "id": event_id or message_id,
-        "time": (time or datetime.now(UTC)).isoformat(),
+        "id": message_id if event_id is None else event_id,
+        "time": None if time is None else time.isoformat(),
         "subject": subject,
-        "datacontenttype": datacontenttype or ("application/octet-stream" if is_binary else "application/json"),
+        "datacontenttype": datacontenttype,
         "extensions": dict(extensions or {}),
     }
     metadata_json = json.dumps(metadata)

@@ -110,7 +110,8 @@ def _binary(sent: dict[str, str], body: bytes) -> ReceivedEvent[Any]:
     if "ce-datacontenttype" in sent:
         raise ValueError("its datacontenttype belongs into the header Content-Type")
     _check_time(unquote(sent["ce-time"]) if "ce-time" in sent else None)
-    return _received(from_binary(HTTPMessage(sent, body), _StrictFormat(), _strictly_made))
+    found = from_binary(HTTPMessage(sent, body), _StrictFormat(), _strictly_made)
+    return _received(found, has_time="ce-time" in sent)
 
 
 def _attempt(read: Callable[[], T], where: str = "") -> T:
@@ -142,7 +143,8 @@ def _structured(found: Any) -> ReceivedEvent[Any]:
             raise ValueError("there are both data and data_base64")
         payload = _decoded(encoded, attributes.get("datacontenttype"))
     message = HTTPMessage({"content-type": STRUCTURED}, json.dumps(attributes).encode())
-    return _received(from_structured(message, JSONFormat(), lambda known, _: _strictly_made(known, payload)))
+    made = from_structured(message, JSONFormat(), lambda known, _: _strictly_made(known, payload))
+    return _received(made, has_time="time" in attributes)
 
 
 class _StrictFormat(JSONFormat):
@@ -197,8 +199,8 @@ def _limit_of(name: str) -> int:
     return MAX_ID_LENGTH if name in ("type", "eddainstanceid") else _LONGEST_ATTRIBUTE
 
 
-def _received(event: BaseCloudEvent) -> ReceivedEvent[Any]:
-    time: datetime | None = event.get_time()
+def _received(event: BaseCloudEvent, *, has_time: bool) -> ReceivedEvent[Any]:
+    time: datetime | None = event.get_time() if has_time else None  # the package makes one up
     attributes = event.get_attributes()
     return ReceivedEvent(
         data=event.get_data(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from flask import Flask
@@ -97,6 +97,8 @@ class _Prepared:
     """An event, and what it causes: a start, or a message, and calls of handlers."""
 
     event: ReceivedEvent[Any]
+    where: str
+    """Which one of a batch it is, for those who read an error."""
     start: NewInstance | None
     message: OutgoingMessage | None
     handlers: tuple[Handler, ...]
@@ -145,7 +147,7 @@ class Intake:
         except (InvalidInputError, PayloadError, UsageError) as error:
             is_too_large = "MAX_PAYLOAD_BYTES" in str(error)
             raise UnacceptableError(413 if is_too_large else 400, type(error).__name__, f"{where}{error}") from error
-        return _Prepared(event, start, message, self._handlers.of(event.type))
+        return _Prepared(event, where, start, message, self._handlers.of(event.type))
 
     def _start_of(self, workflow: DeclaredWorkflow[..., Any], content: Any) -> NewInstance:
         """The data of an event are arguments and nothing else: no option of a start can be given by it."""
@@ -181,8 +183,8 @@ class Intake:
                 self._write(conn, each)
                 for handler in each.handlers:
                     self._call(handler, each.event, joined)
-            if new:
-                received.forget_expired(conn)
+            if new:  # each has added up to two rows: more are forgotten than come
+                received.forget_expired(conn, at_most=max(received.FORGOTTEN_AT_ONCE, 4 * len(new)))
             self._probe("events.before_commit")
         self._probe("events.after_commit")
         self._application.wake_everybody()
@@ -190,18 +192,28 @@ class Intake:
             callback()
 
     def _not_seen_before(self, conn: Connection, prepared: Sequence[_Prepared]) -> list[_Prepared]:
+        """What this service has not accepted before, without what another one has sent to waiting instances already."""
+        mine = self._first_deliveries(conn, self._application.settings.service_name, prepared)
+        new = [each for number, each in enumerate(prepared) if number in mine]
+        for_all = [each for each in new if each.message is not None]
+        not_sent = self._first_deliveries(conn, received.EVERY_SERVICE, for_all)
+        sent = {id(each) for number, each in enumerate(for_all) if number not in not_sent}
+        return [replace(each, message=None) if id(each) in sent else each for each in new]
+
+    def _first_deliveries(self, conn: Connection, service: str, prepared: Sequence[_Prepared]) -> set[int]:
+        """The numbers of those that are remembered for *service* only now."""
         keep_seconds = self._application.settings.events.deduplication_days * 86_400
-        new = [
+        return {
             number
             for number in sorted(range(len(prepared)), key=lambda number: prepared[number].key)
             if received.is_first_delivery(
                 conn,
+                service=service,
                 source=prepared[number].event.source,
                 event_id=prepared[number].event.id,
                 keep_seconds=keep_seconds,
             )
-        ]
-        return [prepared[number] for number in sorted(new)]
+        }
 
     def _refuse_names_known_elsewhere(self, conn: Connection, new: Sequence[_Prepared]) -> None:
         """An event that would start a workflow, if only this process knew it, must not be lost.
@@ -225,9 +237,10 @@ class Intake:
             elif each.message is not None and _is_awaited(conn, each.message.addressee):
                 insert_messages(conn, [each.message])
         except InstanceNotFoundError as error:
-            raise UnacceptableError(400, type(error).__name__, str(error)) from error
+            raise UnacceptableError(400, type(error).__name__, f"{each.where}{error}") from error
         except DataError as error:
-            raise UnacceptableError(400, PayloadError.__name__, "The database refuses a value of the event.") from error
+            said = f"{each.where}The database refuses a value of the event."
+            raise UnacceptableError(400, PayloadError.__name__, said) from error
 
     def _call(self, handler: Handler, event: ReceivedEvent[Any], joined: Joining) -> None:
         try:

@@ -264,6 +264,8 @@ Index(
 received_events = Table(
     "edda_received_events",
     metadata,
+    # Who has done with it what was to be done; empty: the instances that wait, of all services.
+    Column("service", String(100), primary_key=True),
     Column("source", String(255), primary_key=True),
     Column("event_id", String(255), primary_key=True),
     Column("expires_at", UtcTimestamp(), nullable=False),

@@ -21,8 +21,10 @@ def database(database_url: str) -> Iterator[Database]:
     found.close()
 
 
-def remember(conn: Connection, number: int, *, source: str = "/till", seconds: float = 60.0) -> bool:
-    return is_first_delivery(conn, source=source, event_id=f"{number:05}", keep_seconds=seconds)
+def remember(
+    conn: Connection, number: int, *, source: str = "/till", service: str = "shop", seconds: float = 60.0
+) -> bool:
+    return is_first_delivery(conn, service=service, source=source, event_id=f"{number:05}", keep_seconds=seconds)
 
 
 def count(database: Database) -> int:
@@ -35,6 +37,7 @@ def test_an_event_is_new_once(database: Database) -> None:
         assert [remember(conn, 1), remember(conn, 1), remember(conn, 1, source="/web"), remember(conn, 2)] == [
             True, False, True, True
         ]  # fmt: skip
+        assert [remember(conn, 1, service="billing"), remember(conn, 1, service="billing")] == [True, False]
     with database.write() as conn:
         assert remember(conn, 1) is False
 

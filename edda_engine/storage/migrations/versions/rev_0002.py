@@ -81,10 +81,11 @@ def upgrade() -> None:
     _partial_index("ix_edda_inbox_new", "edda_inbox", ["receiver"], "is_new", sqlite="is_new = 1")
     op.create_table(
         "edda_received_events",
+        sa.Column("service", sa.String(length=100), nullable=False),
         sa.Column("source", sa.String(length=255), nullable=False),
         sa.Column("event_id", sa.String(length=255), nullable=False),
         sa.Column("expires_at", UtcTimestamp(), nullable=False),
-        sa.PrimaryKeyConstraint("source", "event_id", name=op.f("pk_edda_received_events")),
+        sa.PrimaryKeyConstraint("service", "source", "event_id", name=op.f("pk_edda_received_events")),
     )
     op.create_index("ix_edda_received_events_expires_at", "edda_received_events", ["expires_at"])
     _number_the_outbox()
