@@ -26,16 +26,18 @@ entries = Table(
 )
 
 _FULFILLED = {"placed", "reserved", "charged", "packed 1", "packed 2"}
-ROWS = {"fulfil": _FULFILLED, "fulfil_plainly": _FULFILLED, "held": {"placed", "held"}}
+ROWS = {"fulfil": _FULFILLED, "fulfil_plainly": _FULFILLED, "held": {"placed", "held"}, "thought": {"placed"}}
 EVENTS = {
     "fulfil": {("reserve:1", "order.reserved"), ("label:1", "order.labelled")},
     "fulfil_plainly": {("reserve:1", "order.reserved"), ("3/label:1", "order.labelled")},
     "held": {("hold:1", "order.held")},
+    "thought": set[tuple[str, str]](),
 }
 STEPS = {
     "fulfil": {"quote:1", "reserve:1", "charge:1", "pack:1", "pack:2", "label:1"},
     "fulfil_plainly": {"quote:1", "reserve:1", "charge:1", "1/pack:1", "2/pack:1", "3/label:1"},
     "held": {"quote:1", "hold:1", "quote:2"},
+    "thought": {"think:1"},
 }
 _INSTANCES, _HISTORY, _OUTBOX, _WORKERS = schema.instances.c, schema.history.c, schema.outbox.c, schema.workers.c
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -100,9 +101,13 @@ class Shop:
 
     # What runs.
 
-    def work(self, *orders: str, probe: str = "", **settings: object) -> Process:
-        """A worker that first places orders, each given as ``"kind:number"``."""
-        return self.run("flask", "work", *orders, SHOP_PROBE=probe, **_prefixed(settings))
+    def work(self, *orders: str, probe: str = "", through: Sequence[str] = (), **settings: object) -> Process:
+        """A worker that first places orders, each given as ``"kind:number"``.
+
+        :param through: A command that executes it somewhere else, such as on another host.
+        """
+        environment = {"SHOP_PROBE": probe, **_prefixed(settings)}
+        return self._start(["flask", "work", *orders], environment, through=through)
 
     def place(self, *orders: str) -> None:
         """Place orders from a process that ends at once."""
@@ -168,12 +173,18 @@ class Shop:
             print(f"--- log of process {process.pid}:\n{process.log[-6000:]}")
 
     def _start(
-        self, command: list[str], environment: dict[str, str], *, pass_fds: tuple[int, ...] = (), base_url: str = ""
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        *,
+        pass_fds: tuple[int, ...] = (),
+        base_url: str = "",
+        through: Sequence[str] = (),
     ) -> Process:
         log = self._folder / f"log-{len(self._started)}"
         with log.open("wb") as file:
             popen = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [*through, sys.executable, "-m", *command],
                 cwd=_ROOT,
                 env=self._environment | environment,
                 stdin=subprocess.DEVNULL,

@@ -73,6 +73,11 @@ def folder() -> Path:
     return Path(os.environ["SHOP_FOLDER"])
 
 
+def wait_at_the_gate() -> None:
+    while not (folder() / "gate").exists():
+        take(0.02)
+
+
 def take(seconds: float) -> None:
     _never.wait(seconds)
 
@@ -128,12 +133,19 @@ def hold(ctx: WorkflowContext, order: int, write_first: bool) -> str:
     if write_first:
         write(ctx, "held")
     note(ctx, "hold")
-    while not (folder() / "gate").exists():
-        take(0.02)
+    wait_at_the_gate()
     if not write_first:
         write(ctx, "held")
     send_event_transactional(ctx, "order.held", "shop", {"order": order})
     return "held"
+
+
+@activity
+def think(ctx: WorkflowContext, order: int) -> int:
+    """As hold(), and needs no session: its step is committed together with others."""
+    note(ctx, "think")
+    wait_at_the_gate()
+    return order
 
 
 @workflow
@@ -166,7 +178,12 @@ async def held(ctx: WorkflowContext, order: int, write_first: bool = False) -> s
     return found
 
 
-KINDS = {"fulfil": fulfil, "fulfil_plainly": fulfil_plainly, "held": held}
+@workflow
+async def thought(ctx: WorkflowContext, order: int) -> int:
+    return await think(ctx, order)
+
+
+KINDS = {"fulfil": fulfil, "fulfil_plainly": fulfil_plainly, "held": held, "thought": thought}
 
 
 def place(kind: str, order: int, **arguments: Any) -> str:
