@@ -405,10 +405,11 @@ def test_events_of_a_relay_that_is_gone_are_taken_over_when_its_lock_expires(
     database: Database, tables: Tables, database_url: str, receiver: Receiver
 ) -> None:
     write(database, "a1", "a2")
-    run(database, lambda conn: outbox.claim_due(conn, relay_id="gone", limit=10, lock_seconds=0.2))
+    run(database, lambda conn: outbox.claim_due(conn, relay_id="gone", limit=10, lock_seconds=3600.0))
     assert publish_due(database_url, receiver) == 0
 
-    eventually(lambda: publish_due(database_url, receiver) == 2)
+    tables.execute("UPDATE edda_outbox SET next_attempt_at = created_at, lock_expires_at = created_at")
+    assert publish_due(database_url, receiver) == 2
 
     assert receiver.taken_ids == ["a1", "a2"]
 
