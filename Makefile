@@ -4,7 +4,7 @@ DB ?= sqlite
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting bench-costs docs format clean
+.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting bench-costs bench-plot docs format clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,10 @@ bench-writing: $(VENV)/.dev
 
 bench-waiting: $(VENV)/.dev
 	$(BIN)/python benchmarks/waiting.py $(ARGS)
+
+bench-plot: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/plot.py $(ARGS)
 
 bench-costs: $(VENV)/.dev
 	$(BIN)/python benchmarks/costs.py $(ARGS)
