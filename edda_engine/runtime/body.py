@@ -21,6 +21,7 @@ from edda_engine.core.ports import OutgoingMessage, SubscriptionChange, WaitKind
 from edda_engine.runtime.branches import current_line
 from edda_engine.runtime.greenlets import hand_out, is_in_greenlet, run_in_greenlet, wait_in_greenlet
 from edda_engine.runtime.talking import Talking, TalkingRun, successor_id
+from edda_engine.runtime.unawaited import named
 from edda_engine.storage.units import Step, Successor
 from edda_engine.workflow import DeclaredWorkflow
 
@@ -109,7 +110,7 @@ class Body:
         self._run.refuse_if_sealed()
         if is_in_greenlet() and not workflow.is_async:
             return workflow.function(SyncWorkflowContext(self), *args, **kwargs)
-        return hand_out(self.invoke(workflow, args, kwargs))
+        return hand_out(named(self.invoke(workflow, args, kwargs), workflow.__name__))
 
     def gather(self, branches: tuple[Callable[[], Any], ...], *, return_exceptions: bool) -> list[Any]:
         """Run branches of a plain ``def`` body side by side, each in a greenlet and a task of its own."""

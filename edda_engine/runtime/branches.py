@@ -17,6 +17,7 @@ from typing import Any
 
 from edda_engine.core.events import StepKey
 from edda_engine.core.replay import Branch
+from edda_engine.runtime.unawaited import Unawaited
 
 _OUR_CODE = str(Path(__file__).parent)
 
@@ -32,11 +33,13 @@ class PastOnly:
 class Line:
     """One branch of one body, and the task that is on it."""
 
-    __slots__ = ("branch", "last_taken", "owner", "past", "tasks")
+    __slots__ = ("branch", "last_taken", "owner", "past", "tasks", "unawaited")
 
-    def __init__(self, branch: Branch, tasks: set[asyncio.Task[Any]], *, past: PastOnly | None = None) -> None:
+    def __init__(
+        self, branch: Branch, tasks: set[asyncio.Task[Any]], unawaited: Unawaited, *, past: PastOnly | None = None
+    ) -> None:
         self.branch = branch
-        self.tasks = tasks
+        self.tasks, self.unawaited = tasks, unawaited
         self.past = past
         """Set when it lost a race that history has decided."""
         self.owner: asyncio.Task[Any] | None = None
@@ -45,10 +48,11 @@ class Line:
 
     def fork(self) -> Line:
         """A new branch of this one."""
-        return Line(self.branch.child(), self.tasks, past=self.past)
+        return Line(self.branch.child(), self.tasks, self.unawaited, past=self.past)
 
     def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine on this line."""
+        self.unawaited.given_to_a_task(coroutine)
         context = contextvars.copy_context()
         context.run(_line.set, self)
         task = asyncio.get_running_loop().create_task(guarded(coroutine), context=context)
@@ -72,9 +76,9 @@ async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
 _line: ContextVar[Line | None] = ContextVar("edda_line", default=None)
 
 
-def begin_line(tasks: set[asyncio.Task[Any]]) -> None:
+def begin_line(tasks: set[asyncio.Task[Any]], unawaited: Unawaited) -> None:
     """The current task is a body; *tasks* collects those that it creates."""
-    line = Line(Branch(), tasks)
+    line = Line(Branch(), tasks, unawaited)
     line.owner = asyncio.current_task()
     _line.set(line)
 
@@ -116,6 +120,8 @@ def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
         around = _line.get()
+        if around is not None:
+            around.unawaited.given_to_a_task(coroutine)
         if around is None or options.get("context") is not None:
             return make(loop, coroutine, **options)
         line = None if _is_ours(coroutine) else around.fork()

@@ -34,6 +34,7 @@ from edda_engine.runtime.greenlets import hand_out
 from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever
+from edda_engine.runtime.unawaited import Unawaited
 from edda_engine.storage.instances import Lease
 from edda_engine.storage.units import HeldUnit, Holder, LeaseLost, Outcome, PutBack, Step, Successor
 from edda_engine.workflow import DeclaredWorkflow
@@ -86,6 +87,7 @@ class Run:
         self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._unawaited = Unawaited()
 
     # What the executor asks.
 
@@ -198,10 +200,11 @@ class Run:
         key = line.branch.take(name, activity_id)
         recorded = self.ask(key, about or name, arguments)
         if recorded is not None:
-            return hand_out(self._answered(recorded, answer))
-        if is_race:
-            return hand_out(self._race(key, work))
-        return hand_out(self._step(key, work, given_up or partial(self._given_up, name)))
+            called = self._answered(recorded, answer)
+        else:
+            step = partial(self._step, given_up=given_up or partial(self._given_up, name))
+            called = (self._race if is_race else step)(key, work)
+        return hand_out(self._unawaited.note(called, key.activity_id, name))
 
     async def hold(self, seconds: float | None, *, kind: WaitKind, status: Status, activity_id: str) -> None:
         """Pause until something may have come; a long pause may give the lease back meanwhile.
@@ -282,12 +285,14 @@ class Run:
 
     async def _run_body(self) -> Any:
         current_place.set(self._calls)
-        begin_line(self._tasks)
+        begin_line(self._tasks, self._unawaited)
         with self._workplace.environment.around_body():
             owner = f"input of workflow {self.workflow_name!r}"
             args, kwargs = self.workflow.parameters.decode(parse(self.lease.input_json), owner=owner)
             self._workplace.probe("body.started")
-            return await guarded(self._calls.invoke(self.workflow, args, kwargs))
+            value = await guarded(self._calls.invoke(self.workflow, args, kwargs))
+            self._unawaited.tell(self)
+            return value
 
     def ask(self, key: StepKey, name: str, arguments: Callable[[], Any] | None = None) -> Recorded | None:
         """What history has for a call."""
@@ -298,6 +303,7 @@ class Run:
             raise
 
     async def _answered(self, recorded: Recorded, answer: Callable[[Recorded], Any]) -> Any:
+        self._unawaited.begun(recorded.activity_id)
         self.refuse_if_sealed()
         if recorded.event_type in GIVEN_UP:
             await no_further()  # the body gave this call up; it does so again
@@ -305,6 +311,7 @@ class Run:
         return await found if inspect.iscoroutine(found) else found
 
     async def _race(self, key: StepKey, work: Callable[[StepKey], Coroutine[Any, Any, Any]]) -> Any:
+        self._unawaited.begun(key.activity_id)
         self.refuse_if_sealed()
         if self.owner.is_draining or current_line().past is not None:
             await no_further()
@@ -318,6 +325,7 @@ class Run:
         work: Callable[[StepKey], Coroutine[Any, Any, Any]],
         given_up: Callable[[StepKey], Callable[[Holder], HeldUnit]],
     ) -> Any:
+        self._unawaited.begun(key.activity_id)
         self.refuse_if_sealed()
         if self.owner.is_draining or current_line().past is not None:
             await no_further()  # nothing new is begun; the instance, if anything, goes on elsewhere

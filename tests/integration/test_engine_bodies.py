@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from edda_engine import (
     WorkflowContext,
     WorkflowFailedError,
     activity,
+    sleep,
+    wait_event,
     workflow,
 )
 from tests.integration.engines import edda
@@ -364,3 +367,41 @@ def test_an_error_that_escapes_the_body_fails_the_workflow_with_its_cause(databa
     with pytest.raises(WorkflowFailedError, match="ValueError: the body is broken") as caught:
         asyncio.run(run_once(database_url, broken))
     assert repr(caught.value.__cause__) == "ValueError('the body is broken')"
+
+
+# Calls that nobody awaits.
+
+
+@pytest.mark.filterwarnings("ignore:coroutine '(add_sync|sleep|wait_event)' was never awaited:RuntimeWarning")
+def test_a_body_that_forgets_an_await_is_told_of_by_the_names_of_its_calls(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @workflow
+    async def forgetful(ctx: WorkflowContext) -> int:
+        add_sync(ctx, 1)
+        later = [sleep(ctx, 3600), wait_event(ctx, "paid")]
+        return await add_sync(ctx, len(later))
+
+    assert asyncio.run(run_once(sqlite_url, forgetful))[1] == ["add_sync:2"]
+    (told,) = [record for record in caplog.records if "without awaiting" in record.getMessage()]
+    assert told.levelname == "WARNING"
+    assert (
+        "without awaiting add_sync (add_sync:1), sleep (sleep:1), wait_event (wait_event:1): none" in told.getMessage()
+    )
+    assert "Write `await add_sync(ctx, ...)`" in told.getMessage()
+
+
+def test_calls_that_tasks_have_taken_over_are_not_forgotten(sqlite_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    @workflow
+    async def busy(ctx: WorkflowContext) -> int:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(add_sync(ctx, 1), 0)
+        with suppress(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(add_sync(ctx, 2))
+                raise ValueError
+        _, found = await ctx.first_of(sleep(ctx, 3600), add_sync(ctx, 3))
+        return sum(await asyncio.gather(add_sync(ctx, 4), add_sync(ctx, 5))) + found
+
+    asyncio.run(run_once(sqlite_url, busy))
+    assert "without awaiting" not in caplog.text
