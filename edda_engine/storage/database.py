@@ -44,6 +44,14 @@ _NAME_BYTES = 63
 _BUSY_TIMEOUT_MS = 60_000
 _PYTHON_DEFAULT_BUSY_MS = 5_000
 
+_DRIVERS = {
+    "postgresql": "postgresql+psycopg",
+    "postgres": "postgresql+psycopg",
+    "postgresql+psycopg_async": "postgresql+psycopg",
+    "sqlite+aiosqlite": "sqlite",
+}
+"""What is meant by a URL: the same database, by the driver that both threads and coroutines can use."""
+
 _OUTAGE_SQLSTATES = ("08", "57P", "53", "25P03", "25006")
 _CONFLICT_SQLSTATES = ("40001", "40P01", "55P03")
 _TRANSIENT_SQLITE = ("locked", "busy", "unable to open", "disk i/o", "is full", "closed")
@@ -95,9 +103,7 @@ class Database:
         try:
             return cls(create_engine(found), owns_engine=True)
         except ImportError as error:
-            raise ConfigurationError(
-                f"The driver of {found.drivername!r} is not installed ({error}). For PostgreSQL install edda-wsgi[postgresql]."
-            ) from error
+            raise ConfigurationError(_missing_driver(found, error)) from error
         except SQLAlchemyError as error:
             raise ConfigurationError(
                 f"The database URL cannot be used ({type(error).__name__} from driver {found.drivername!r})."
@@ -206,10 +212,33 @@ def normalized_url(url: str | URL) -> URL:
             " postgresql://user@host:5432/name; what has another meaning in a URL, such as / or @ in a password, is"
             " percent-encoded."
         ) from None
-    if made.drivername in ("postgresql", "postgres"):
-        return made.set(drivername="postgresql+psycopg")
+    if made.drivername in _DRIVERS:
+        return made.set(drivername=_DRIVERS[made.drivername])
     _check_backend(made.get_backend_name())
+    try:
+        is_async = made.get_dialect().is_async
+    except SQLAlchemyError as error:
+        raise ConfigurationError(
+            f"SQLAlchemy knows no driver {made.drivername!r}. Use {_advised(made)}://..."
+        ) from error
+    if is_async:
+        raise ConfigurationError(
+            f"The driver {made.drivername!r} works in asyncio only, and edda uses the database from threads too. Use"
+            f" {_advised(made)}://..., with which `async def` activities have an AsyncSession as well."
+        )
     return made
+
+
+def _advised(url: URL) -> str:
+    return "sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg"
+
+
+def _missing_driver(url: URL, error: ImportError) -> str:
+    driver = url.get_driver_name()
+    problem = f"The driver of {url.drivername!r} is not installed ({error})."
+    if url.drivername == "postgresql+psycopg":
+        return f"{problem} Install edda-wsgi[postgresql]."
+    return f"{problem} Install {driver}, or use {_advised(url)}:// and install edda-wsgi[postgresql]."
 
 
 def _check_backend(name: str) -> None:
@@ -306,8 +335,22 @@ def configure_sqlite(engine: Engine) -> None:
         return
     engine._edda_configured = True  # type: ignore[attr-defined]
 
+    was_open = False
+
+    @event.listens_for(engine, "do_connect")
+    def _look_for_the_folder(_dialect: Any, _record: Any, cargs: list[Any], _cparams: Any) -> None:
+        # SQLite would say that it cannot open the file, which is also what it says when things will be better in a moment.
+        folder = os.path.dirname(str(cargs[0])) if cargs else ""
+        if folder and not was_open and not str(cargs[0]).startswith("file:") and not os.path.isdir(folder):
+            raise ConfigurationError(
+                f"The SQLite database {cargs[0]} cannot be made: the folder {folder} does not exist. Make it, or correct the"
+                " URL; sqlite:///app.db is relative to where the process was started, sqlite:////srv/app.db is not."
+            )
+
     @event.listens_for(engine, "connect")
     def _wait_longer(dbapi_connection: Any, _record: Any) -> None:
+        nonlocal was_open
+        was_open = True
         cursor = dbapi_connection.cursor()
         cursor.execute("PRAGMA busy_timeout")
         (milliseconds,) = cursor.fetchone()
