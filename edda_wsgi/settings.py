@@ -47,6 +47,11 @@ class FlaskSettings(EngineSettings):
         description="CloudEvents over HTTP: whether and how they are taken; see edda_wsgi.event_settings.",
     )
 
+    @field_validator("workflows", "hooks", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
     @field_validator("events", mode="before")
     @classmethod
     def _events_from_dict(cls, value: object) -> EventSettings:

@@ -1,4 +1,4 @@
-"""Settings of one engine, as they are written down: in Python, in JSON, in the environment."""
+"""Settings as they are written down: in Python, in JSON, in the environment."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from edda_engine import RetryPolicy, TerminalError
 from edda_engine.settings import EngineSettings
+from edda_wsgi.settings import FlaskSettings
 
 
 def test_a_retry_policy_in_settings_names_its_error_types() -> None:
@@ -29,3 +30,9 @@ def test_a_retry_policy_in_settings_that_makes_no_sense_is_refused_saying_why(gi
     with pytest.raises(ValidationError) as caught:
         EngineSettings(default_retry_policy=given)  # type: ignore[arg-type]
     assert sentence in caught.value.errors()[0]["msg"]
+
+
+def test_one_module_or_one_hook_need_not_be_in_a_list() -> None:
+    assert FlaskSettings(workflows="shop.workflows", hooks="shop.Hooks") == FlaskSettings(  # type: ignore[arg-type]
+        workflows=("shop.workflows",), hooks=("shop.Hooks",)
+    )
