@@ -149,6 +149,15 @@ class WorkflowContext(_Context):
         found: Awaitable[tuple[int, Any]] = self._execution.first_of(branches)
         return found
 
+    if not TYPE_CHECKING:  # a type checker knows that it is not there
+
+        def gather(self, *branches: Any, **options: Any) -> NoReturn:
+            """Refused: ``asyncio.gather`` does it here."""
+            raise UsageError(
+                "ctx.gather() is for plain `def` workflows. In `async def` code use `await asyncio.gather(...)` with the calls"
+                " themselves, without lambda."
+            )
+
 
 class SyncWorkflowContext(_Context):
     """The context of a plain ``def`` workflow; calls of activities return their values."""

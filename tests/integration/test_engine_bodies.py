@@ -369,6 +369,15 @@ def test_an_error_that_escapes_the_body_fails_the_workflow_with_its_cause(databa
     assert repr(caught.value.__cause__) == "ValueError('the body is broken')"
 
 
+def test_gather_of_the_context_in_an_async_body_names_the_one_of_asyncio(sqlite_url: str) -> None:
+    @workflow
+    async def mistaken(ctx: WorkflowContext) -> None:
+        ctx.gather(lambda: add_sync(ctx, 1))  # type: ignore[attr-defined]
+
+    with pytest.raises(WorkflowFailedError, match=r"UsageError: ctx\.gather\(\) is for plain.*`await asyncio\.gather"):
+        asyncio.run(run_once(sqlite_url, mistaken))
+
+
 # Calls that nobody awaits.
 
 
