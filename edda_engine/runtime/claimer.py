@@ -258,12 +258,14 @@ class Claimer:
         """Hand back what a claim whose answer was lost may have taken."""
         mine = [*executor.held, *claimed]
         try:
-            await self._service.write(
+            is_complete = await self._service.write(
                 "strays", lambda conn: instances.release_strays(conn, worker_id=self._worker_id, held=mine)
             )
         except Exception as error:
             if not is_outage(error):
                 raise
+            return
+        if not is_complete:  # somebody has locked one of them: it is looked for again with the next claim
             return
         _log.warning("The database answers again; work is claimed")
         self._has_outage = False

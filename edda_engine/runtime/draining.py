@@ -15,14 +15,17 @@ from edda_engine.errors import Suspended
 from edda_engine.runtime.run import Run
 
 _LOOK_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 0.5
+_LAST_SECONDS = 1.0
 
 
 async def drain(
-    held: MutableMapping[str, Run], *, seconds: float, release_all_but: Callable[[list[str]], Awaitable[None]]
+    held: MutableMapping[str, Run], *, seconds: float, release_all_but: Callable[[list[str]], Awaitable[bool]]
 ) -> None:
     """Empty *held*, handing leases back on the way.
 
-    :param release_all_but: Hands back every lease of this worker but these: a claim may have been on its way.
+    :param release_all_but: Hands back every lease of this worker but these: a claim may have been on its way. False if
+        something is left that somebody has locked.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
@@ -38,7 +41,13 @@ async def drain(
             is_first = False
         await asyncio.sleep(_LOOK_SECONDS)
     let_go(held, list(held))
-    await release_all_but([])
+    # A commit of ours is over in a moment; a request that has locked an instance may take longer, and is not waited for
+    # without end: its instance is due when the lease ends, or when a sibling finds it.
+    deadline = max(deadline, loop.time() + _LAST_SECONDS)
+    pause = _LOOK_SECONDS
+    while not await release_all_but([]) and loop.time() < deadline:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
 def let_go(runs: MutableMapping[str, Run], instance_ids: Collection[str]) -> None:

@@ -48,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 NEWER_VERSION_PAUSE_SECONDS = 30.0
 BROKEN_RUN_PAUSE_SECONDS = 5.0
+_LOCKED_PAUSE_SECONDS = 0.1  # for an instance whose row a request has locked
 
 
 class Executor:
@@ -163,14 +164,15 @@ class Executor:
         self.is_draining = True
         self.promises.close()
 
-        async def release_all_but(held: list[str]) -> None:
+        async def release_all_but(held: list[str]) -> bool:
             release = partial(instances.release_strays, worker_id=self._worker_id, held=held)
             try:
-                await self._service.write("release", release)
+                is_complete = await self._service.write("release", release)
             except DBAPIError as error:
                 _log.warning("This worker's leases could not be handed back; its siblings will take them: %s", error)
-            else:
-                handed_back()
+                return True
+            handed_back()
+            return is_complete
 
         let_go(self._parked, list(self._parked))
         loop = asyncio.get_running_loop()
@@ -220,14 +222,14 @@ class Executor:
         while run.is_parked and self._parked.get(run.instance_id) is run:
             make_due = partial(instances.make_due, instance_id=run.instance_id, epoch=run.holder.epoch)
             try:
-                await self._service.write("recall", make_due)
+                if await self._service.write("recall", make_due):
+                    self._wake_claimer()
+                    return
+                await asyncio.sleep(_LOCKED_PAUSE_SECONDS)
             except DBAPIError as error:
                 if not is_outage(error):
                     raise
                 await self._service.wait_until_reachable()
-            else:
-                self._wake_claimer()
-                return
 
     def _spawn(self, coroutine: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
@@ -275,7 +277,8 @@ class Executor:
     async def _hand_back(self, lease: Lease, delay: float) -> None:
         ids = [lease.instance_id]
         release = partial(instances.release, worker_id=self._worker_id, instance_ids=ids, delay_seconds=delay)
-        await self._service.write("hand_back", release)
+        while not await self._service.write("hand_back", release) and not self.is_draining:
+            await asyncio.sleep(_LOCKED_PAUSE_SECONDS)
 
     async def _drive(self, run: Run) -> None:
         try:

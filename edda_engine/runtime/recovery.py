@@ -121,8 +121,14 @@ class Recovery:
 
 
 def take_over(conn: Connection, worker_id: str) -> list[str] | None:
-    """Release what a dead worker held; ``None`` if another sibling has done so."""
-    if not workers.unregister(conn, worker_id):
-        return None
-    outbox.release_relay(conn, worker_id)
-    return instances.release_worker(conn, worker_id)
+    """Release what a dead worker held, and remove its entry; ``None`` if another sibling has done all of that.
+
+    What somebody has locked just now, such as a request that cancels an instance, is left, and with it the entry: by
+    that the next look finds it. Whoever looks is the one who claims, and must not wait.
+    """
+    is_relay_free = outbox.release_relay(conn, worker_id)
+    released = instances.release_worker(conn, worker_id)
+    if not is_relay_free or instances.is_holding(conn, worker_id):
+        return released or None
+    is_first = workers.unregister(conn, worker_id)
+    return released if released or is_first else None

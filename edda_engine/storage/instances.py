@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Float,
     Integer,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    exists,
     func,
     literal,
     or_,
@@ -151,46 +153,60 @@ def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> d
 _NOT_FINISHED = _C.status.not_in(list(FINISHED))
 
 
-def release_worker(conn: Connection, worker_id: str) -> list[str]:
-    """Make everything that *worker_id* holds due at once, for others; its late writes are refused from now on."""
-    released = (
-        update(instances)
-        .where(_C.locked_by == worker_id, _NOT_FINISHED)
-        .values(
-            locked_by=None,
-            lock_expires_at=None,
-            wake_at=clock(),
-            lock_epoch=_C.lock_epoch + 1,
-            takeovers=_C.takeovers + 1,
-            updated_at=clock(),
-        )
-        .returning(_C.instance_id)
+def _free(*conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Which instances meet these conditions and are not finished, but for those whose row somebody else has locked.
+
+    A request that cancels an instance has its row locked until it commits. Nobody of the engine waits for that.
+    """
+    free = (
+        select(_C.instance_id)
+        .where(*conditions, _NOT_FINISHED)
+        .order_by(_C.instance_id)
+        .with_for_update(skip_locked=True)
+        .cte("free")
     )
-    return list(conn.execute(released).scalars())
+    return _C.instance_id.in_(select(free.c.instance_id))
+
+
+def _is_any(conn: Connection, *conditions: ColumnElement[bool]) -> bool:
+    return bool(conn.execute(select(exists().where(*conditions, _NOT_FINISHED))).scalar_one())
+
+
+_RELEASED: dict[str, Any] = {
+    "locked_by": None, "lock_expires_at": None, "wake_at": clock(), "lock_epoch": _C.lock_epoch + 1, "updated_at": clock(),
+}  # fmt: skip
+
+
+def release_worker(conn: Connection, worker_id: str) -> list[str]:
+    """Make what *worker_id* holds due at once, for others; its late writes are refused from now on.
+
+    What somebody has locked is left: :func:`is_holding` tells.
+    """
+    released = update(instances).where(_free(_C.locked_by == worker_id)).values(_RELEASED)
+    taken_over = released.values(takeovers=_C.takeovers + 1).returning(_C.instance_id)
+    return list(conn.execute(taken_over).scalars())
+
+
+def is_holding(conn: Connection, worker_id: str) -> bool:
+    """Whether something is held by *worker_id*."""
+    return _is_any(conn, _C.locked_by == worker_id)
 
 
 def note_takeover(conn: Connection, *, instance_id: str, epoch: int, progress: int) -> None:
     """Count takeovers from one again: something was recorded since the last ones were counted."""
     conn.execute(
         update(instances)
-        .where(_C.instance_id == instance_id, _C.lock_epoch == epoch)
+        .where(_free(_C.instance_id == instance_id, _C.lock_epoch == epoch))
         .values(takeovers=1, takeover_progress=progress)
     )
 
 
-def release(conn: Connection, *, worker_id: str, instance_ids: Collection[str], delay_seconds: float = 0.0) -> None:
-    """Hand leases back; the instances are due after *delay_seconds*."""
-    conn.execute(
-        update(instances)
-        .where(_C.instance_id.in_(instance_ids), _C.locked_by == worker_id, _NOT_FINISHED)
-        .values(
-            locked_by=None,
-            lock_expires_at=None,
-            wake_at=clock_plus(literal(delay_seconds, Float)),
-            lock_epoch=_C.lock_epoch + 1,
-            updated_at=clock(),
-        )
-    )
+def release(conn: Connection, *, worker_id: str, instance_ids: Collection[str], delay_seconds: float = 0.0) -> bool:
+    """Hand leases back; the instances are due after *delay_seconds*. False if one is left that somebody has locked."""
+    held = (_C.instance_id.in_(instance_ids), _C.locked_by == worker_id)
+    wake_at = clock_plus(literal(delay_seconds, Float))
+    conn.execute(update(instances).where(_free(*held)).values(_RELEASED | {"wake_at": wake_at}))
+    return not _is_any(conn, *held)
 
 
 IS_LAST_RUN = text("edda_instances.status <> 'recurred'")
@@ -204,23 +220,23 @@ def current_run(conn: Connection, instance_id: str) -> str:
     return str(conn.execute(query).scalar() or instance_id)
 
 
-def make_due(conn: Connection, *, instance_id: str, epoch: int) -> None:
-    """Let a waiting instance be claimed now, if nobody has had it since *epoch*."""
-    conn.execute(
-        update(instances)
-        .where(_C.instance_id == instance_id, _C.lock_epoch == epoch, _C.locked_by.is_(None), _NOT_FINISHED)
-        .where(_C.error.is_(None))  # one that is blocked stays so
-        .values(wake_at=clock())
+def make_due(conn: Connection, *, instance_id: str, epoch: int) -> bool:
+    """Let a waiting instance be claimed now, if nobody has had it since *epoch*. False if somebody has locked its row."""
+    waits_for_us = (
+        _C.instance_id == instance_id,
+        _C.lock_epoch == epoch,
+        _C.locked_by.is_(None),
+        _C.error.is_(None),  # one that is blocked stays so
     )
+    done = conn.execute(update(instances).where(_free(*waits_for_us)).values(wake_at=clock()))
+    return done.rowcount > 0 or not _is_any(conn, *waits_for_us)
 
 
-def release_strays(conn: Connection, *, worker_id: str, held: Collection[str]) -> None:
-    """Hand back what is locked by *worker_id* although it does not know of it."""
-    conn.execute(
-        update(instances)
-        .where(_C.locked_by == worker_id, _C.instance_id.not_in(held), _NOT_FINISHED)
-        .values(locked_by=None, lock_expires_at=None, wake_at=clock(), lock_epoch=_C.lock_epoch + 1, updated_at=clock())
-    )
+def release_strays(conn: Connection, *, worker_id: str, held: Collection[str]) -> bool:
+    """Hand back what is locked by *worker_id* although it does not know of it. False if something is left."""
+    strays = (_C.locked_by == worker_id, _C.instance_id.not_in(held))
+    conn.execute(update(instances).where(_free(*strays)).values(_RELEASED))
+    return not _is_any(conn, *strays)
 
 
 def request_cancel(conn: Connection, instance_id: str, reason: str | None) -> bool | None:

@@ -313,13 +313,15 @@ def renew(conn: Connection, *, relay_id: str, seqs: Collection[int], lock_second
     return held
 
 
-def release_relay(conn: Connection, relay_id: str, *, except_for: Collection[int] = ()) -> int:
-    """Hand back what a relay holds, or what it does not know of."""
+def release_relay(conn: Connection, relay_id: str, *, except_for: Collection[int] = ()) -> bool:
+    """Hand back what a relay holds, or what it does not know of. False if something is left that somebody has locked."""
     # Only what is locked still: a lock that has expired is due anyway, and so is all that waits in vain.
-    statement = update(outbox).where(_C.next_attempt_at > clock(), _C.status == "publishing", _C.locked_by == relay_id)
+    held = [_C.next_attempt_at > clock(), _C.status == "publishing", _C.locked_by == relay_id]
     if except_for:
-        statement = statement.where(_C.seq.not_in(except_for))
-    return conn.execute(statement.values(next_attempt_at=clock(), **_GIVE_BACK)).rowcount
+        held.append(_C.seq.not_in(except_for))
+    free = select(_C.seq).where(*held).order_by(_C.seq).with_for_update(skip_locked=True).cte("free")
+    conn.execute(update(outbox).where(_C.seq.in_(select(free.c.seq))).values(next_attempt_at=clock(), **_GIVE_BACK))
+    return not conn.execute(select(exists().where(*held))).scalar_one()
 
 
 def limit_idle_time(conn: Connection) -> None:
