@@ -33,7 +33,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from edda_engine.core.codec import parse
 from edda_engine.core.status import FINISHED, Status
-from edda_engine.storage import channels, waits
+from edda_engine.storage import channels, retries, waits
 from edda_engine.storage.documents import json_equals
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import definitions, instances, workers
@@ -252,6 +252,7 @@ def request_cancel(conn: Connection, instance_id: str, reason: str | None) -> bo
     values: dict[str, Any] = {"cancel_requested_at": clock(), "cancel_reason": reason, "updated_at": clock()}
     if row.locked_by is None:
         values |= {"status": Status.CANCELLED, "wake_at": None, "completed_at": clock(), "error": None}
+        retries.forget_instances(conn, [instance_id])
         waits.forget_instances(conn, [instance_id])
         channels.forget_instance(conn, instance_id)
     conn.execute(update(instances).where(_C.instance_id == instance_id).values(**values))

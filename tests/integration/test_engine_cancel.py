@@ -63,6 +63,7 @@ def test_an_instance_that_waits_for_its_next_attempt_is_cancelled_at_once(databa
     assert done is True
     assert (found.status, found.wake_at, found.locked_by) == (Status.CANCELLED, None, None)
     assert runs == [1]
+    assert Tables(database_url).rows("SELECT * FROM edda_retries") == []
 
 
 @pytest.mark.parametrize("kind", ["async", "plain"])
