@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Float, and_, delete, exists, func, literal, or_, select
+from sqlalchemy import Connection, Float, and_, delete, exists, literal, or_, select
 
 from edda_engine.core.ports import WaitKind
 from edda_engine.core.status import FINISHED
+from edda_engine.storage.instances import IS_LAST_RUN
 from edda_engine.storage.keys import among
 from edda_engine.storage.messages import QUEUE
 from edda_engine.storage.schema import inbox, instances, messages, subscriptions
@@ -20,6 +21,8 @@ BATCH = 1000
 
 _M = messages.c
 _N = inbox.c
+
+_IS_NOT_FINISHED = instances.c.status.not_in(list(FINISHED))
 
 _LEFTOVER_SECONDS = 60.0
 
@@ -33,17 +36,17 @@ def _prune_unread(conn: Connection, retention_seconds: float) -> int:
     """Messages in queues without subscribers, and in the inboxes of instances that have ended or never were."""
     has_subscriber = exists().where(subscriptions.c.channel == _N.name)
     is_forsaken = and_(_N.receiver == QUEUE, _N.kind == WaitKind.MESSAGE, ~has_subscriber)
-    has_reader = exists().where(
-        or_(instances.c.instance_id == _N.receiver, instances.c.mailbox == _N.receiver),
-        func.coalesce(instances.c.mailbox, instances.c.instance_id) == _N.receiver,
-        instances.c.status.not_in(list(FINISHED)),
+    # Each by its index, as in the delivery: for one OR of both SQLite reads the whole table.
+    is_read_by_first = exists().where(
+        instances.c.instance_id == _N.receiver, instances.c.mailbox.is_(None), _IS_NOT_FINISHED
     )
+    is_read_by_last = exists().where(instances.c.mailbox == _N.receiver, IS_LAST_RUN, _IS_NOT_FINISHED)
     key = (_N.receiver, _N.kind, _N.name, _N.seq)
     old = (
         select(*key)
         .join(messages, _M.seq == _N.seq)
         .where(_M.published_at < _ago(retention_seconds))
-        .where(or_(is_forsaken, and_(_N.receiver != QUEUE, ~has_reader)))
+        .where(or_(is_forsaken, and_(_N.receiver != QUEUE, ~is_read_by_first, ~is_read_by_last)))
         .order_by(_N.seq)
         .limit(BATCH)
     )

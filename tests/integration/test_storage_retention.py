@@ -64,6 +64,24 @@ def test_only_what_no_live_instance_will_read_is_pruned(database_url: str) -> No
     database.close()
 
 
+def test_what_the_successor_of_a_run_has_yet_to_read_is_kept_until_that_ends(sqlite_url: str) -> None:
+    database = Database.from_url(sqlite_url)
+    migrate.upgrade(database)
+    with database.write() as conn:
+        instance(conn, "run", "recurred")
+        instance(conn, "next", "waiting_for_message")
+        conn.execute(text("UPDATE edda_instances SET mailbox = 'run' WHERE instance_id = 'next'"))
+        insert_messages(conn, [message(1, "__direct__", "run")])
+        deliver(conn)
+        make_old(conn)
+
+        assert prune_messages(conn, retention_seconds=DAY) == 0
+        conn.execute(text("UPDATE edda_instances SET status = 'completed' WHERE instance_id = 'next'"))
+        prune_messages(conn, retention_seconds=DAY)
+        assert left(conn) == set()
+    database.close()
+
+
 def test_what_is_new_enough_is_kept_although_nobody_reads_it(database_url: str) -> None:
     database = Database.from_url(database_url)
     migrate.upgrade(database)

@@ -15,6 +15,7 @@ from edda_engine.storage import delivery, history, instances, retries, waits
 from edda_engine.storage.database import Database
 from edda_engine.storage.keys import among
 from edda_engine.storage.messages import has_new, insert_messages
+from edda_engine.storage.retention import prune_messages
 from edda_engine.storage.schema import inbox
 from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.waits import Ask
@@ -153,6 +154,13 @@ def test_asking_for_waits_reads_no_table_as_a_whole(crowded: Database) -> None:
 def test_looking_for_mail_of_held_instances_reads_no_table_as_a_whole(crowded: Database) -> None:
     found = plans(crowded, lambda conn: waits.with_mail(conn, ["i2", "i4"]))
     assert not any(map(reads_everything, found)), found
+
+
+def test_pruning_looks_for_the_reader_of_each_message_by_an_index(crowded: Database) -> None:
+    found = plans(crowded, lambda conn: prune_messages(conn, retention_seconds=86_400.0))
+    looks = [line for line in found if "edda_instances" in line]
+    assert any("ix_edda_instances_mailbox" in line for line in looks), found
+    assert [line for line in looks if reads_everything(line)] == []
 
 
 def test_several_steps_are_found_by_their_keys(crowded: Database) -> None:
