@@ -251,7 +251,8 @@ class Executor:
         written_as = run.holder
         try:
             await run.save_values()
-            delay = run.pauses.due_in_seconds if run.pauses.has_long else 0.0
+            is_asleep = run.pauses.has_long and run.instance_id not in self._wanted_back
+            delay = run.pauses.due_in_seconds if is_asleep else 0.0
             self._workplace.probe("wait.before_commit")
             outcome = await self.commit(Wait(run.holder, run.pauses.status, delay, run.pauses.asks))
             self._workplace.probe("wait.after_commit")
@@ -271,8 +272,7 @@ class Executor:
         if delay is not None:
             self._wake_claimer_in(delay)
         while len(self._parked) > self._max_parked:
-            _, oldest = self._parked.popitem(last=False)
-            oldest.seal(Suspended)
+            self._parked.popitem(last=False)[1].seal(Suspended)  # the oldest
 
     async def _hand_back(self, lease: Lease, delay: float) -> None:
         ids = [lease.instance_id]

@@ -31,6 +31,7 @@ from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.body import Body
 from edda_engine.runtime.branches import begin_line, current_line, guarded, no_further
 from edda_engine.runtime.greenlets import hand_out
+from edda_engine.runtime.idling import when_idle
 from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever
@@ -43,9 +44,6 @@ _log = logging.getLogger(__name__)
 
 _REFUSALS = 100
 """So often is a call of a body refused that must not go on, before it is left waiting for ever."""
-
-IDLE_AFTER_SECONDS = 0.02
-"""How long a body must have nothing to do but wait before its lease is given back."""
 
 
 class Run:
@@ -374,12 +372,9 @@ class Run:
 
     def _look_if_idle(self) -> None:
         turn = self._turn
-
-        def look() -> None:
-            if turn == self._turn and self.is_idle and not self.is_parked:
-                self.owner.has_gone_idle(self)
-
-        asyncio.get_running_loop().call_later(IDLE_AFTER_SECONDS, look)
+        when_idle(
+            lambda: turn == self._turn and self.is_idle and not self.is_parked, lambda: self.owner.has_gone_idle(self)
+        )
 
     def _is_beyond_refusing(self) -> bool:
         """A body that catches every refusal and calls again would keep the loop for itself: it is left waiting."""
