@@ -6,7 +6,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.orm import Mapped, mapped_column
 
-from edda_wsgi import EddaFlask, RetryPolicy, WorkflowContext, activity, workflow
+from edda_wsgi import EddaFlask, RetryPolicy, SyncWorkflowContext, WorkflowContext, activity, workflow
 
 app = Flask(__name__)
 app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///shop.db"  # or postgresql+psycopg://user@host/shop
@@ -27,7 +27,7 @@ with app.app_context():
 @activity(retry_policy=RetryPolicy(max_attempts=10, initial_interval=0.5))
 def charge(ctx: WorkflowContext, order_id: int) -> str:
     time.sleep(3)  # call the payment service here, with ctx.idempotency_key
-    db.session.get(Order, order_id).status = "paid"
+    db.session.get_one(Order, order_id).status = "paid"
     db.session.commit()  # saved together with the record of this step, or not at all
     return f"receipt for {ctx.idempotency_key}"
 
@@ -35,18 +35,18 @@ def charge(ctx: WorkflowContext, order_id: int) -> str:
 @activity
 def ship(ctx: WorkflowContext, order_id: int) -> None:
     time.sleep(3)
-    db.session.get(Order, order_id).status = "shipped"
+    db.session.get_one(Order, order_id).status = "shipped"
 
 
 @workflow
-def fulfil(ctx, order_id: int) -> str:  # or `async def`, with `await charge(...)`
+def fulfil(ctx: SyncWorkflowContext, order_id: int) -> str:  # or `async def`, WorkflowContext and `await charge(...)`
     receipt = charge(ctx, order_id)
     ship(ctx, order_id)
     return receipt
 
 
 @app.post("/orders/<article>")
-def place_order(article: str):
+def place_order(article: str) -> tuple[dict[str, int | str], int]:
     order = Order(article=article)
     db.session.add(order)
     db.session.flush()
@@ -56,5 +56,5 @@ def place_order(article: str):
 
 
 @app.get("/orders/<int:order_id>")
-def show_order(order_id: int):
+def show_order(order_id: int) -> dict[str, str]:
     return {"status": db.get_or_404(Order, order_id).status}

@@ -94,6 +94,7 @@ def starting_in_a_view() -> None:
     wrong_arguments.start(order=1)  # rejects: call-overload
     wrong_arguments.start(1, lock_timeout_seconds="long")  # rejects: call-overload
     wrong_arguments.options(instance_id="x").start("seven")  # rejects: arg-type
+    wrong_arguments.options(lock_timeout_seconds=60).start("seven")  # rejects: arg-type
     wrong_arguments.options(instance_id=7)  # rejects: arg-type
     instance_number: int = wrong_arguments.start(1)  # rejects: assignment
     edda.get(instance_number)  # rejects: arg-type

@@ -1,4 +1,6 @@
-"""Type checkers see what users may write: ``accepted.py`` as it stands, and each marked line of ``rejected.py``."""
+"""Type checkers see what users may write: ``accepted.py`` and the README's application as they stand, and each marked line of
+``rejected.py``.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,27 @@ def complaints(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
         [
             sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--no-error-summary", "--no-pretty",
             "--hide-error-context", f"--config-file={nothing_configured}", f"--cache-dir={cache_folder}",
-            "tests/typing/accepted.py", "tests/typing/rejected.py",
+            "tests/typing/accepted.py", "tests/typing/rejected.py", "docs/examples/readme_app.py",
         ],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )  # fmt: skip
     assert run.returncode in (0, 1), run.stdout + run.stderr
-    found: dict[str, Found] = {"accepted.py": {}, "rejected.py": {}}
+    found: dict[str, Found] = {"accepted.py": {}, "rejected.py": {}, "readme_app.py": {}}
     for line in run.stdout.splitlines():
         match = ERROR.match(line)
         if match:
             said = found[Path(match["file"]).name].setdefault(int(match["line"]), [])
             said.append((match["code"] or "", match["text"]))
     return found
+
+
+def test_mypy_accepts_the_application_of_the_readme_but_for_what_flask_sqlalchemy_does_not_tell(
+    complaints: dict[str, Found],
+) -> None:
+    lines = (ROOT / "docs" / "examples" / "readme_app.py").read_text().splitlines()
+    assert {lines[number - 1] for number in complaints["readme_app.py"]} <= {"class Order(db.Model):"}
 
 
 def marked() -> dict[int, str]:
