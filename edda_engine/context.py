@@ -79,12 +79,18 @@ class _Context:
         return moment
 
     def uuid4(self) -> uuid.UUID:
-        """A UUID; in a body it is derived from the instance and the place of the call, the same on replay."""
+        """A UUID; in a body it is derived from the instance and the place of the call, the same on replay.
+
+        Not a secret: whoever knows the instance id can compute it.
+        """
         value: uuid.UUID = self._execution.uuid4()
         return value
 
     def random(self) -> float:
-        """A number, at least 0 and less than 1; in a body it is derived, the same on replay."""
+        """A number, at least 0 and less than 1; in a body it is derived, the same on replay.
+
+        Not a secret: whoever knows the instance id can compute it. Make tokens in an activity, with ``secrets``.
+        """
         return float(self._execution.random())
 
     def recur(self, **arguments: Any) -> NoReturn:
