@@ -13,8 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from flask import Flask, has_app_context
 from sqlalchemy import Connection
@@ -31,23 +30,21 @@ from edda_engine.runtime.conditions import Conditions
 from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe
-from edda_engine.storage import migrate
-from edda_engine.storage.database import Database, normalized_url
+from edda_engine.storage.database import Database
 from edda_engine.storage.starts import Started, insert_instance
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body
-from edda_wsgi import starts
+from edda_wsgi import own_database, starts
 from edda_wsgi.beginnings import bury, refuse_gevent, report
-from edda_wsgi.environment import FlaskEnvironment, write_at_the_end
+from edda_wsgi.environment import FlaskEnvironment, write_in_step
 from edda_wsgi.joining import joining, refuse_to_wait_for_itself
 from edda_wsgi.loading import import_modules, load_hooks
 from edda_wsgi.loop_thread import LoopThread
+from edda_wsgi.own_database import Found
 from edda_wsgi.session import SessionSource
 from edda_wsgi.settings import Effective
-from edda_wsgi.writers import Writers
+from edda_wsgi.tables import Tables
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LOOK_SECONDS = 1.0
 
@@ -65,11 +62,11 @@ class Application:
         self.conditions = Conditions(probe=probe)
         self._lock = threading.Lock()
         self._pid = self._made_by_pid = os.getpid()
-        self._database: Database | None = None
+        self._found: Found | None = None
         self._notifier = Notifier(lambda: self.database)
-        self._shares_session = False
-        self._writers: Writers | None = None
-        self._has_tables = False
+        self.tables = Tables(
+            lambda: self.database, may_make=self.settings.auto_migrate, keeps_service=lambda: self._starting is not None
+        )
         self._loop_thread: LoopThread | None = None
         self._engine: Engine | None = None
         self._starting: Future[None] | None = None
@@ -81,76 +78,32 @@ class Application:
     @property
     def database(self) -> Database:
         """The database of this application, as this process uses it."""
+        return self._find().database
+
+    def _find(self) -> Found:
         self._after_fork()
-        if self._database is None:
+        if self._found is None:
             with self._lock:
-                if self._database is None:
-                    self._database = self._find_database()
-        return self._database
+                if self._found is None:
+                    url, is_forked = self.settings.database_url, os.getpid() != self._made_by_pid
+                    self._found = own_database.find(self._app, self._source, url, is_forked=is_forked)
+        return self._found
 
     @property
     def client(self) -> Client:
         """Questions and requests about instances."""
         return Client(self.database, self.settings, probe=self.conditions.probe)
 
-    def ensure_tables(self) -> None:
-        """Create or upgrade the tables, once in each process, unless AUTO_MIGRATE forbids it."""
-        if not self.settings.auto_migrate:
-            return
-        database = self.database
-        with self._lock:
-            if self._has_tables:
-                return
-            migrate.upgrade(database)
-            self._has_tables = True
-            if self._starting is None:
-                database.close_service()  # a process that only starts and asks needs no second pool
-
-    def _ensure_tables_for(self, conn: Connection) -> None:
-        """The same for a session that may have written already: on SQLite it is the one writer."""
-        if self._has_tables or not self.settings.auto_migrate:
-            return
-        if not self.database.is_sqlite or migrate.check(self.database) is None:
-            self.ensure_tables()
-        else:
-            migrate.upgrade_within(conn)
-
-    def _find_database(self) -> Database:
-        if self._source is None:
-            return Database.from_url(self.settings.database_url or self._default_url())
-        if has_app_context():
-            engine = self._source.engine()
-            self._source.install()
-        else:
-            with self._app.app_context():
-                engine = self._source.engine()
-                self._source.install()
-        url = self.settings.database_url
-        if url is not None and normalized_url(url).render_as_string(False) != engine.url.render_as_string(False):
-            _log.info(
-                "DATABASE_URL is not the application's database: starts and activities cannot share its transactions"
-            )
-            return Database.from_url(url)
-        self._shares_session = True
-        if os.getpid() != self._made_by_pid:
-            engine.dispose(close=False)  # whatever the application opened before the fork is the parent's
-        database = Database(engine)
-        if database.is_sqlite:
-            self._writers = Writers(engine)
-            if has_app_context() and (session := self._source.current()) is not None:
-                self._writers.note_session(starts.session_given(session))
-        return database
-
-    def _default_url(self) -> str:
-        folder = Path(self._app.instance_path)
-        folder.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{folder / 'edda.db'}"
-
     @property
     def session_source(self) -> SessionSource | None:
         """Where the application's sessions come from, if they are on this very database."""
-        self.database  # noqa: B018  finding it tells
-        return self._source if self._shares_session else None
+        return self._source if self._find().is_shared else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What an operator should know about how this application is set up."""
+        note = self._find().note
+        return [] if note is None else [note]
 
     # Starting and cancelling.
 
@@ -162,7 +115,7 @@ class Application:
         new = self.client.prepare(workflow, options, args, kwargs)
         place = current_place.get()
         if options.session is UNSET and isinstance(place, Attempt):
-            _in_step(place, lambda conn: insert_instance(conn, new))
+            write_in_step(place, lambda conn: insert_instance(conn, new))
             place.register_post_commit(self.wake)
             return new.instance_id
         self.write(
@@ -216,12 +169,10 @@ class Application:
         session = self._session_for(session)
         conn = self._connection_of(session, call)
         if conn is None:
-            self.ensure_tables()
             alone()
             if starts_instance is None:
                 then()
         else:
-            self._ensure_tables_for(conn)
             joined(conn)
             starts.after_commit(session, then, instance_id=starts_instance)
 
@@ -258,7 +209,7 @@ class Application:
         refuse_in_body(call)
         place = current_place.get()
         if session is UNSET and isinstance(place, Attempt):
-            done = _in_step(place, joined)
+            done = write_in_step(place, joined)
             if done is not False:
                 place.register_post_commit(then)
             return done is not False
@@ -291,10 +242,14 @@ class Application:
         return None if current is None else starts.session_given(current)
 
     def _connection_of(self, session: Session | None, call: str) -> Connection | None:
-        """The connection of the session that is joined; ``None`` for a transaction of its own, which may not be refused."""
-        database = self.database  # finding it finds who writes
-        conn = None if session is None else starts.connection_of(session, database.engine)
-        refuse_to_wait_for_itself(call, self._writers, is_sqlite=database.is_sqlite, conn=conn)
+        """The connection of the session that is joined; ``None`` for a transaction of its own, if there can be one."""
+        found = self._find()
+        conn = None if session is None else starts.connection_of(session, found.database.engine)
+        refuse_to_wait_for_itself(call, found.writers, is_sqlite=found.database.is_sqlite, conn=conn)
+        if conn is None:
+            self.tables.ensure()
+        else:
+            self.tables.ensure_within(conn)
         return conn
 
     # Results.
@@ -368,7 +323,7 @@ class Application:
         self._engine = Engine(
             database,
             self.settings.engine_settings(),
-            environment=FlaskEnvironment(self._app, self._source if self._shares_session else None),
+            environment=FlaskEnvironment(self._app, self.session_source),
             hooks=hooks,
             application=self,
             probe=self.conditions.probe,
@@ -419,8 +374,8 @@ class Application:
             self._loop_thread = self._engine = self._starting = None
         if loop_thread is None:
             self._notifier.close()
-            if self._database is not None:
-                self._database.close()
+            if self._found is not None:
+                self._found.database.close()
             return
         if starting is not None and not starting.done():
             starting.cancel()
@@ -439,13 +394,6 @@ class Application:
         self._lock = threading.Lock()
         self._loop_thread = self._engine = self._starting = None
         self.completions = Completions()
-        if self._database is not None:
-            self._database.after_fork()
-
-
-def _in_step(attempt: Attempt, write: Callable[[Connection], T]) -> T | None:
-    """Write as part of an activity's step: at once, and ``None`` in an async activity, where it is done at its end."""
-    if attempt.is_async:
-        write_at_the_end(write)
-        return None
-    return write(attempt.transaction.connection())
+        self.tables.after_fork()
+        if self._found is not None:
+            self._found.database.after_fork()

@@ -257,10 +257,14 @@ def check(as_json: bool) -> None:
     rows = [(name, _shown(application, name), application.sources[name]) for name in names()]
     if as_json:
         values = {name: {"value": value, "source": source} for name, value, source in rows}
-        _print_json({"settings": values, "workflows": workflows.names(), "problems": problems})
+        _print_json(
+            {"settings": values, "workflows": workflows.names(), "notes": application.notes, "problems": problems}
+        )
     else:
         _print_table(("SETTING", "VALUE", "FROM"), rows)
         click.echo(f"\nworkflows: {', '.join(workflows.names()) or 'none known in this process'}")
+        for note in application.notes:
+            click.secho(f"NOTE  {note}", fg="yellow")
         for problem in problems:
             click.secho(f"PROBLEM  {problem}", fg="red")
         if not problems:
@@ -277,7 +281,7 @@ def _application() -> Application:
 def _with_tables() -> Application:
     """The application, its tables made if need be: asking a new database is no error."""
     found = _application()
-    found.ensure_tables()
+    found.tables.ensure()
     return found
 
 

@@ -92,7 +92,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {"list": list_, "retry": retry, "purge
 
 def _application() -> Application:
     found: Application = current_app.extensions["edda"]
-    found.ensure_tables()
+    found.tables.ensure()
     return found
 
 

@@ -119,7 +119,7 @@ class Endpoint:
         try:
             _cap_body(self._settings.max_bytes)
             self._admit()
-            self._application.ensure_tables()
+            self._application.tables.ensure()
             return accept()
         except UnacceptableError as error:
             answer = _refusal(error.status, error.error_type, str(error))

@@ -7,22 +7,31 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask
 from flask.ctx import AppContext
 from sqlalchemy import Connection
 
+from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.environment import PlainSessions
 from edda_engine.runtime.transactions import AttemptTransaction
 from edda_wsgi.session import SessionSource
 
+T = TypeVar("T")
+
 _written_at_the_end: ContextVar[list[Callable[[Connection], Any]]] = ContextVar("edda_written_at_the_end")
 
 
-def write_at_the_end(write: Callable[[Connection], Any]) -> None:
-    """In an async activity: write into its step when it has returned, because a plain call there cannot wait for SQL."""
-    _written_at_the_end.get().append(write)
+def write_in_step(attempt: Attempt, write: Callable[[Connection], T]) -> T | None:
+    """Write as part of an activity's step: at once, or in an async one when it has returned, and then ``None``.
+
+    A plain call in an async activity cannot wait for SQL without blocking the loop.
+    """
+    if attempt.is_async:
+        _written_at_the_end.get().append(write)
+        return None
+    return write(attempt.transaction.connection())
 
 
 class _AsyncSessions(PlainSessions):

@@ -14,6 +14,7 @@ from flask import Response, jsonify
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from edda_engine.errors import NewerVersionError
 from edda_engine.runtime.processes import host_name
 from edda_engine.storage import migrate, workers
 from edda_wsgi.application import Application
@@ -74,7 +75,10 @@ def _database(application: Application) -> str | None:
 
 
 def _tables(application: Application) -> str | None:
-    return migrate.check(application.database)
+    try:
+        return migrate.check(application.database)
+    except NewerVersionError as error:
+        return str(error)
 
 
 def _worker(application: Application) -> str | None:

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  registers its own end of process first
-import logging
 import os
 import threading
 
 import click
 from flask import Flask
-from sqlalchemy.exc import SQLAlchemyError
 
-from edda_engine.storage.database import is_outage
 from edda_wsgi.application import Application, everywhere
 from edda_wsgi.signals import StopSignals
 from edda_wsgi.supervisor import has_lost_its_supervisor
-
-_log = logging.getLogger(__name__)
 
 _AFTER_LOADING_SECONDS = 0.5
 _AT_EXIT_SECONDS = 2.0
@@ -35,13 +30,7 @@ def attach(app: Flask, application: Application) -> None:
     @app.before_request
     def start_with_the_first_request() -> None:
         # Before the view opens a transaction: the tables cannot be made beside one on SQLite.
-        try:
-            application.ensure_tables()
-        except SQLAlchemyError as error:
-            if not is_outage(error):
-                raise
-            # Requests that need no database must go on while it is away; the next one tries again.
-            _log.warning("The database does not answer: %s", str(error).splitlines()[0])
+        application.tables.try_for()
         if application.settings.role == "embedded" and not application.is_running and not app.testing:
             application.start_engine()
 

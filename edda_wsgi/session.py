@@ -77,6 +77,11 @@ def share(factory: sessionmaker[Any]) -> None:
 class SessionSource(Protocol):
     """Where an application's sessions come from."""
 
+    @property
+    def uses_instance_folder(self) -> bool:
+        """Whether a relative path of SQLite is one below the application's instance folder."""
+        ...
+
     def engine(self) -> Engine:
         """The engine of the default bind; called inside an app context."""
         ...
@@ -120,6 +125,8 @@ class _ContextSessions:
 class FlaskSQLAlchemySource:
     """``db = SQLAlchemy()`` of Flask-SQLAlchemy."""
 
+    uses_instance_folder = True
+
     def __init__(self, db: Any) -> None:
         self._db = db
 
@@ -145,6 +152,8 @@ class FlaskSQLAlchemySource:
 class FlaskSQLAlchemyLiteSource:
     """``db = SQLAlchemy()`` of Flask-SQLAlchemy-Lite."""
 
+    uses_instance_folder = True
+
     def __init__(self, db: Any) -> None:
         self._db = db
 
@@ -168,6 +177,8 @@ class FlaskSQLAlchemyLiteSource:
 
 class FactorySource:
     """A plain ``sessionmaker``, or a ``scoped_session`` of one."""
+
+    uses_instance_folder = False
 
     def __init__(self, factory: sessionmaker[Any], scoped: scoped_session[Any] | None) -> None:
         self._factory, self._scoped = factory, scoped

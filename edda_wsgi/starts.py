@@ -50,7 +50,7 @@ def session_given(given: Any) -> Session:
 def connection_of(session: Session, engine: Engine) -> Connection:
     """The session's own connection to the shared database."""
     conn = session.connection()
-    if conn.engine.url == engine.url:
+    if conn.engine is engine or conn.engine.url == engine.url:
         return conn
     return session.connection(bind_arguments={"bind": engine})
 

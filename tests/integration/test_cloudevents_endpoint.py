@@ -327,7 +327,7 @@ def test_long_sources_and_ids_that_differ_at_their_end_are_told_apart(database_u
 
 def test_of_deliveries_that_race_one_does_what_the_event_says(database_url: str) -> None:
     with endpoint(database_url) as shop:
-        shop.app.extensions["edda"].ensure_tables()
+        shop.app.extensions["edda"].tables.ensure()
         together = threading.Barrier(6)
 
         def race(_number: int) -> list[tuple[int, Any]]:
@@ -345,7 +345,7 @@ def test_of_deliveries_that_race_one_does_what_the_event_says(database_url: str)
 
 def test_batches_with_the_same_events_in_opposite_order_do_not_lock_each_other_out(database_url: str) -> None:
     with endpoint(database_url) as shop:
-        shop.app.extensions["edda"].ensure_tables()
+        shop.app.extensions["edda"].tables.ensure()
         together = threading.Barrier(4)
         sent = [event("order.placed", {"order_id": n}, id=f"{n:02}") for n in range(20)]
 

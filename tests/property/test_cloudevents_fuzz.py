@@ -75,7 +75,7 @@ class Target:
 def target(database_url: str) -> Iterator[Target]:
     engine = create_engine(driver_url(database_url))
     with endpoint(database_url, {**OPEN, "MAX_BYTES": 100_000}, max_payload_bytes=50_000) as shop:
-        shop.app.extensions["edda"].ensure_tables()
+        shop.app.extensions["edda"].tables.ensure()
         with shop.app.app_context():
             on_placed.options(session=None, instance_id="known", delay=3600).start(order_id=1)
         yield Target(shop, engine)
