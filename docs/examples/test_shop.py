@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import shop
 from flask import Flask
 
+from edda_wsgi.testing import WorkflowRunner
+
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
-    url = f"sqlite:///{tmp_path / 'test.db'}"
-    app = shop.create_app({"TESTING": True, "SQLALCHEMY_DATABASE_URI": url, "PACKING_SECONDS": 0})
-    yield app
-    with app.app_context():
-        shop.edda.shutdown()
+def app(edda_database_url: str) -> Flask:
+    config = {"TESTING": True, "SQLALCHEMY_DATABASE_URI": edda_database_url, "PACKING_SECONDS": 0}
+    return shop.create_app(config)
 
 
 # whole
-def test_an_order_is_shipped(app: Flask) -> None:
+def test_an_order_is_shipped(app: Flask, edda_runner: WorkflowRunner) -> None:
     placed = app.test_client().post("/orders/book").get_json()
-    with app.app_context():
-        shop.edda.start_worker()
-        result = shop.edda.result(placed["instance_id"], timeout=30)
+
+    result = edda_runner.finish(placed["instance_id"])
+
     assert result == {"parcel": "parcel with one book", "status": "shipped"}
 
 

@@ -80,6 +80,9 @@ class AppBench:
         """Whether its worker publishes the events of the outbox."""
         return self._app.settings.outbox is not None
 
+    def refuse_unless_under_test(self) -> None:
+        """Nothing tells."""
+
     def environment(self) -> Environment:
         """Nothing surrounds user code."""
         return PlainEnvironment()

@@ -25,6 +25,7 @@ from edda_engine.testing.rows import Rows, differences, read_rows, unknown_colum
 from edda_engine.testing.snapshots import Snapshot, snapshot_of
 from edda_engine.testing.worker import Bench, WorkerUnderTest
 
+_SHOWN_CHARACTERS = 400
 _ADVICE = (
     "What an activity writes through its session is saved together with its step, once. What it does by other means (a"
     " connection of its own, a file, a call to another service) is done again when its worker dies before the step is"
@@ -47,7 +48,8 @@ class CrashReport:
 class _Run:
     """What one run came to."""
 
-    returned: dict[str, Any]
+    values: dict[str, Any]
+    """What it returned, what *look* saw, what it raised; as JSON values."""
     rows: Rows
     error: Exception | None
     death: _Death | None
@@ -128,8 +130,8 @@ class CrashSweep:
     def _leaving_out(self, expected: _Run, again: _Run, name: str) -> set[str]:
         if unknown := unknown_columns(expected.rows, self._ignore):
             raise UsageError(f"crash_everywhere(ignore=...): no table has a column {unknown[0]!r}.")
-        parts = expected.returned.keys() | again.returned.keys()
-        volatile = {part for part in parts if expected.returned.get(part) != again.returned.get(part)}
+        first, then = _parts(expected.values), _parts(again.values)
+        volatile = {part for part in first.keys() | then.keys() if first.get(part) != then.get(part)}
         leaving_out = volatile_columns(expected.rows, again.rows) | volatile | self._ignore
         told = _told(expected, again, leaving_out)
         if told:
@@ -159,7 +161,8 @@ class CrashSweep:
             rows = read_rows(conn)
         seen = self._look() if self._look is not None else None
         self._bench.save_session()
-        return _Run(_parts({"returned": value, "look": seen, "raised": _summary(error)}), rows, error, self._death)
+        values = {"returned": value, "look": seen, "raised": _summary(error)}
+        return _Run(to_jsonable_python(values, fallback=repr), rows, error, self._death)
 
     def _put_back(self, snapshot: Snapshot) -> None:
         self._worker.stop()
@@ -201,23 +204,34 @@ def _summary(error: Exception | None) -> str | None:
 
 def _parts(value: Any, path: str = "") -> dict[str, Any]:
     """A value as its leaves, each by its path: so that a part that is another each time can be left out."""
-    plain = to_jsonable_python(value, fallback=repr) if not path else value
-    if isinstance(plain, dict) and plain:
-        inner = ((f"{path}.{key}" if path else str(key), item) for key, item in plain.items())
-    elif isinstance(plain, list) and plain:
-        inner = ((f"{path}[{index}]", item) for index, item in enumerate(plain))
+    if isinstance(value, dict) and value:
+        inner = ((f"{path}.{key}" if path else str(key), item) for key, item in value.items())
+    elif isinstance(value, list) and value:
+        inner = ((f"{path}[{index}]", item) for index, item in enumerate(value))
     else:
-        return {path: plain}
+        return {path: value}
     return {name: leaf for at, item in inner for name, leaf in _parts(item, at).items()}
 
 
 def _told(expected: _Run, found: _Run, leaving_out: Collection[str]) -> str:
     """How two runs differ, in lines; empty if they do not."""
     lines = []
-    for part in dict.fromkeys((*expected.returned, *found.returned)):
-        before, after = (run.returned.get(part, "nothing") for run in (expected, found))
-        if part not in leaving_out and before != after:
-            lines += [f"{part}:", f"    {before!r} without the crash", f"    {after!r} after it"]
+    for name in expected.values:
+        before, after = ({name: run.values[name]} for run in (expected, found))
+        if any(part.startswith(name) for part in leaving_out):
+            before, after = (_kept(value, leaving_out) for value in (before, after))
+        for part in dict.fromkeys((*before, *after)):
+            if (was := before.get(part, "nothing")) != (has_become := after.get(part, "nothing")):
+                lines += [f"{part}:", f"    {_short(was)} without the crash", f"    {_short(has_become)} after it"]
     for table, told in differences(expected.rows, found.rows, leaving_out=leaving_out).items():
         lines += [f"{table}:", *(f"    {line}" for line in told)]
     return "\n".join(lines)
+
+
+def _kept(value: Any, leaving_out: Collection[str]) -> dict[str, Any]:
+    return {part: leaf for part, leaf in _parts(value).items() if part not in leaving_out}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

@@ -73,6 +73,10 @@ class Bench(Protocol):
         """Whether its worker publishes the events of the outbox."""
         ...
 
+    def refuse_unless_under_test(self) -> None:
+        """Look whether its database may be changed at will, if that can be told."""
+        ...
+
     def environment(self) -> Environment:
         """What surrounds user code."""
         ...
@@ -124,6 +128,7 @@ class WorkerUnderTest:
 
         :raises UsageError: it runs workflows already, by the real clock.
         """
+        self.bench.refuse_unless_under_test()
         if self.bench.engine is not None:
             raise UsageError(
                 "This application runs workflows already, by the real clock. Leave start_worker() or initialize() out in"
@@ -141,6 +146,8 @@ class WorkerUnderTest:
             self._in_use.close()
             self.bench.conditions = self._before
             self.switch = None
+            # Idle connections would be left to the garbage collector, with a warning for each.
+            self.bench.database.engine.dispose()
 
     def start(self) -> None:
         """Begin to work, if that has not begun."""

@@ -27,7 +27,7 @@ class WorkflowRunner(Runner):
 
     :param app: An application with ``TESTING``, on a database that no other test uses: a SQLite file or PostgreSQL.
     :param timeout: Seconds, by the real clock, that one call may take.
-    :raises ConfigurationError: the application has no edda, or is not ``TESTING``.
+    :raises ConfigurationError: the application has no edda; or, on entering the block, it is not ``TESTING``.
     """
 
     def __init__(self, app: Flask, *, timeout: float = TIMEOUT_SECONDS) -> None:
@@ -43,12 +43,18 @@ class FlaskBench:
             raise ConfigurationError(
                 f"The application {app.name!r} has no edda. Call edda.init_app(app, db=db) in its factory."
             )
-        if not app.testing:
-            raise ConfigurationError(
-                f"The application {app.name!r} is not under test: set TESTING in its configuration, so that it runs no"
-                " workflows by itself and nobody takes its database for one that matters."
-            )
         self._app, self._application = app, found
+
+    def refuse_unless_under_test(self) -> None:
+        """Only an application with TESTING.
+
+        :raises ConfigurationError: it has not.
+        """
+        if not self._app.testing:
+            raise ConfigurationError(
+                f"The application {self._app.name!r} is not under test: set TESTING in its configuration, so that it runs"
+                " no workflows by itself, and make sure that its database is one for tests: it is changed at will."
+            )
 
     @property
     def conditions(self) -> Conditions:

@@ -218,7 +218,7 @@ def sent() -> list[str]:
 def test_a_call_that_a_service_cannot_recognize_is_found(sqlite_runner: WorkflowRunner) -> None:
     with pytest.raises(CrashError) as found:
         sqlite_runner.crash_everywhere(lambda: sqlite_runner.run(blind), look=sent, reset=post.forget)
-    assert "look[1]:\n    'nothing' without the crash\n    'Ada' after it" in str(found.value)
+    assert "look:\n    ['Ada'] without the crash\n    ['Ada', 'Ada'] after it" in str(found.value)
 
 
 def test_a_call_with_a_key_passes(sqlite_runner: WorkflowRunner) -> None:

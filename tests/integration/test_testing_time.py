@@ -282,7 +282,7 @@ def test_what_only_real_time_brings_ends_with_an_explanation_and_keeps_nobody_el
     with WorkflowRunner(app, timeout=2) as runner:
         napping_id = runner.start(napping)
         assert isinstance(runner.run(at_once), datetime)
-        with pytest.raises(StuckError, match="'napping' is running; .* something else than edda's sleep"):
+        with pytest.raises(StuckError, match=r"'napping' is running; .* something else than edda's sleep"):
             runner.finish(napping_id)
         edda.cancel(napping_id, session=None)
 
@@ -332,8 +332,9 @@ def test_a_killed_worker_is_replaced_and_its_work_goes_on(own_runner: WorkflowRu
 
 
 def test_an_application_that_is_not_under_test_is_refused(sqlite_url: str) -> None:
-    with letters(sqlite_url, TESTING=False) as app, pytest.raises(ConfigurationError, match="set TESTING"):
-        WorkflowRunner(app)
+    told = pytest.raises(ConfigurationError, match="set TESTING")
+    with letters(sqlite_url, TESTING=False) as app, told, WorkflowRunner(app):
+        pass
 
 
 def test_an_application_without_edda_is_refused() -> None:
