@@ -69,7 +69,9 @@ def test_a_database_that_is_down_fails_only_the_requests_that_need_it_until_it_i
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edda_wsgi.tables.AGAIN_SECONDS", 0.0)  # each request tries
-    url = f"sqlite:///{tmp_path}/not/yet/shop.db"
+    in_the_way = tmp_path / "shop.db"
+    in_the_way.mkdir()  # SQLite cannot open a folder
+    url = f"sqlite:///{in_the_way}"
     app, edda = application(url)
     client = app.test_client()
 
@@ -78,7 +80,7 @@ def test_a_database_that_is_down_fails_only_the_requests_that_need_it_until_it_i
         with pytest.raises(DatabaseUnavailableError, match=r"did not answer \(unable to open.*Nothing was changed"):
             client.post("/orders")
     told = warnings_in(caplog)
-    (tmp_path / "not/yet").mkdir(parents=True)
+    in_the_way.rmdir()
     started = client.post("/orders").text
     edda.shutdown()
     with app.app_context():
