@@ -19,7 +19,7 @@ def chaos(database: str, *, orders: int, seconds: float, plan: Plan) -> Report:
 def test_nothing_is_lost_or_done_twice_or_stuck_or_leaked_while_workers_and_postgresql_go_down_again_and_again() -> (
     None
 ):
-    report = chaos("postgresql", orders=200, seconds=20.0, plan=Plan(restart_every_seconds=8.0))
+    report = chaos("postgresql", orders=150, seconds=16.0, plan=Plan(restart_every_seconds=7.0))
 
     assert {check.title: (check.found - check.expected, check.expected - check.found) for check in wrong(report)} == {}
     assert report.tally.restarts.total() >= 2
@@ -29,7 +29,7 @@ def test_nothing_is_lost_or_done_twice_or_stuck_or_leaked_while_workers_and_post
 
 
 def test_nothing_is_lost_or_done_twice_or_stuck_or_leaked_while_workers_on_one_sqlite_file_are_killed() -> None:
-    report = chaos("sqlite", orders=150, seconds=15.0, plan=Plan())
+    report = chaos("sqlite", orders=100, seconds=10.0, plan=Plan())
 
     assert {check.title: (check.found - check.expected, check.expected - check.found) for check in wrong(report)} == {}
     assert report.tally.kills >= 8

@@ -78,12 +78,11 @@ def test_the_work_of_a_host_that_is_cut_off_is_taken_over_and_what_it_commits_la
     assert sibling.wait() == 0
     shop.place("fulfil:3")
     wait_for(cut_off, lambda: ledger.have_completed([*IDS, "fulfil-3"]), timeout=90.0)
+    cut_off.terminate()
+    assert cut_off.wait() == 0  # it has let its activities end, and commit if they could
     ledger.assert_exactly_once([*IDS, "fulfil-3"])
     assert ledger.pids("held") == {sibling.pid}
     assert ledger.pids("reserved") == {cut_off.pid}
-    assert cut_off.log.count("to another worker; its run here is dropped") >= 1
-    cut_off.terminate()
-    assert cut_off.wait() == 0
 
 
 def under_way(shop: Shop, pid: int) -> set[str]:
