@@ -62,15 +62,17 @@ def has_new(conn: Connection) -> bool:
     return bool(conn.execute(_HAS_NEW).scalar_one())
 
 
-def forget_unused(conn: Connection, seqs: Collection[int]) -> None:
-    """Delete those messages that no inbox holds any more; one that somebody else has locked is left for pruning.
+def forget_unused(conn: Connection, seqs: Collection[int]) -> int:
+    """Delete those messages that no inbox holds any more; returns how many. One that is locked is left for pruning.
 
     Locked first and looked at afterwards: somebody may be putting one of them back. Of very many the rest is left for
     pruning, too.
     """
     all_seqs = list(seqs)[:_AT_MOST]
+    deleted = 0
     for start in range(0, len(all_seqs), _CHUNK):
         some = all_seqs[start : start + _CHUNK]
         mine = conn.execute(select(_C.seq).where(_C.seq.in_(some)).with_for_update(skip_locked=True)).scalars().all()
         is_used = exists().where(inbox.c.seq == _C.seq).correlate(messages)
-        conn.execute(delete(messages).where(_C.seq.in_(mine), ~is_used))
+        deleted += conn.execute(delete(messages).where(_C.seq.in_(mine), ~is_used)).rowcount
+    return deleted

@@ -13,7 +13,7 @@ from edda_engine.core.ports import WaitKind
 from edda_engine.core.status import FINISHED
 from edda_engine.storage.instances import IS_LAST_RUN
 from edda_engine.storage.keys import among
-from edda_engine.storage.messages import QUEUE
+from edda_engine.storage.messages import QUEUE, forget_unused
 from edda_engine.storage.schema import inbox, instances, messages, subscriptions
 from edda_engine.storage.types import clock_plus
 
@@ -65,10 +65,7 @@ def _prune_leftovers(conn: Connection) -> int:
         .order_by(_M.published_at)
         .limit(BATCH)
     )
-    seqs = list(conn.execute(unused).scalars())
-    if seqs:
-        conn.execute(delete(messages).where(_M.seq.in_(seqs)))
-    return len(seqs)
+    return forget_unused(conn, conn.execute(unused).scalars().all())
 
 
 def _ago(seconds: float) -> Any:

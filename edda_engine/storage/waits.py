@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,19 +88,19 @@ def settle(conn: Connection, asks: Sequence[Ask]) -> list[Answer]:
     known = _registered(conn, asks)
     modes = {ask.key: _mode(conn, ask) for ask in asks if ask.key not in known}
     refused = {ask.key for ask in asks if ask.key in modes and _needs_subscription(ask) and modes[ask.key] is None}
-    found: dict[tuple[str, str], _Lay] = {}
-    for ask in asks:
-        is_competing = known[ask.key].is_competing if ask.key in known else modes[ask.key] == ChannelMode.COMPETING
-        if ask.key not in refused and (lay := _take(conn, ask, is_competing=is_competing)) is not None:
-            found[ask.key] = lay
-    contents = _contents(conn, [lay.seq for lay in found.values()])
-    forget_unused(conn, [lay.seq for lay in found.values()])
+    may_take = {
+        ask: known[ask.key].is_competing if ask.key in known else modes[ask.key] == ChannelMode.COMPETING
+        for ask in asks
+        if ask.key not in refused
+    }
+    found = _taken(conn, may_take)
+    forget_unused(conn, [lay.seq for lay, _ in found.values()])
     answers: list[Answer] = []
     over: list[tuple[str, str]] = []
     for ask in asks:
         if ask.key in found:
-            lay = found[ask.key]
-            answers.append(Taken(contents[lay.seq], _taken_json(lay)))
+            lay, content = found[ask.key]
+            answers.append(Taken(content, _taken_json(lay)))
             over.append(ask.key)
         elif ask.key in known:
             due = known[ask.key].due_in_seconds
@@ -192,6 +192,21 @@ def _first_of(receiver: Any, kind: Any, name: Any) -> Any:
         .where(inbox.c.receiver == receiver, inbox.c.kind == kind, inbox.c.name == name, inbox.c.seq == oldest)
         .returning(inbox.c.receiver, inbox.c.kind, inbox.c.name, inbox.c.seq, inbox.c.is_queued)
     )
+
+
+def _taken(conn: Connection, may_take: Mapping[Ask, bool]) -> dict[tuple[str, str], tuple[_Lay, str]]:
+    """What is there for some of the waits, with its content; each wait with whether it shares a queue."""
+    found: dict[tuple[str, str], tuple[_Lay, str]] = {}
+    asking = dict(may_take)
+    while asking:
+        lays = {
+            ask: lay for ask, shares in asking.items() if (lay := _take(conn, ask, is_competing=shares)) is not None
+        }
+        contents = _contents(conn, [lay.seq for lay in lays.values()])
+        found |= {ask.key: (lay, contents[lay.seq]) for ask, lay in lays.items() if lay.seq in contents}
+        # Somebody has deleted the message and not what leads to it: that is gone now, and the next one counts.
+        asking = {ask: asking[ask] for ask, lay in lays.items() if lay.seq not in contents}
+    return found
 
 
 _TAKE = _first_of(bindparam("receiver"), bindparam("kind"), bindparam("name"))

@@ -5,23 +5,30 @@ Only on PostgreSQL: SQLite admits one writer.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
 
 import pytest
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, insert, make_url, select, text, update
 
 from edda_engine.channels import channel_message
+from edda_engine.core.events import EventType, StepKey, event_json
 from edda_engine.core.ports import DIRECT_CHANNEL, ChannelMode, NewInstance, OutgoingMessage, WaitKind, WaitRequest
 from edda_engine.core.status import Status
 from edda_engine.storage import channels, delivery, instances, waits
-from edda_engine.storage.commit import Block, End, Holder, commit_units
+from edda_engine.storage.commit import Block, End, Holder, PutBack, Step, commit_units
 from edda_engine.storage.database import Database
+from edda_engine.storage.history import insert_steps
 from edda_engine.storage.messages import has_new, insert_messages
+from edda_engine.storage.retention import prune_messages
 from edda_engine.storage.schema import inbox, messages
 from edda_engine.storage.schema import instances as table
 from edda_engine.storage.serial import try_to_serialize_delivery
 from edda_engine.storage.starts import insert_instance
-from edda_engine.storage.waits import Ask
+from edda_engine.storage.taking import put_back
+from edda_engine.storage.waits import Ask, StillOpen, Taken
 from tests.integration.engines import run, storage
 
 JOB = WaitRequest(WaitKind.MESSAGE, "jobs")
@@ -29,7 +36,9 @@ JOB = WaitRequest(WaitKind.MESSAGE, "jobs")
 
 @pytest.fixture
 def database(postgres_url: str) -> Iterator[Database]:
-    with storage(postgres_url) as found:
+    """One in which who waits for a lock of another transaction fails: nobody here may."""
+    impatient = make_url(postgres_url).update_query_dict({"options": "-c lock_timeout=5000"})
+    with storage(impatient.render_as_string(hide_password=False)) as found:
         yield found
 
 
@@ -179,3 +188,48 @@ def test_what_one_of_two_waits_of_an_instance_gave_up_goes_to_another_instance(d
 
     assert sorted(receivers(database)) == [("first", True), ("second", True)]
     assert run(database, lambda conn: conn.execute(select(inbox.c.seq).where(inbox.c.is_new)).all()) == []
+
+
+def test_a_message_that_is_being_put_back_is_not_pruned(database: Database) -> None:
+    old = "2001-01-01T00:00:00+00:00"
+    run(
+        database,
+        lambda conn: conn.execute(
+            insert(messages).values(
+                seq=7, message_id="m1", kind="message", name="news", data="1", metadata="{}", is_new=False,
+                published_at=datetime.fromisoformat(old),
+            )
+        ),
+    )  # fmt: skip
+    step = Step(Holder("first", "w", 1), StepKey("receive:1", "", 1), 1, EventType.WAIT_WITHDRAWN, "{}")
+    message = {"id": "m1", "name": "news", "data": 1, "metadata": {}, "published_at": old}
+    received = event_json(
+        "receive",
+        result_json=json.dumps(message),
+        taken_json=json.dumps({"kind": "message", "name": "news", "seq": 7, "is_queued": False}),
+    )
+    run(database, lambda conn: insert_steps(conn, [replace(step, event_json=received).as_row()]))
+
+    with database.engine.connect() as conn, conn.begin() as transaction:
+        put_back(conn, PutBack(step, "first"))
+        assert run(database, lambda conn: prune_messages(conn, retention_seconds=60)) == 0
+        transaction.commit()
+
+    assert receivers(database) == [("first", False)]
+    assert run(database, lambda conn: conn.execute(select(messages.c.seq)).scalars().all()) == [7]
+
+
+def test_what_leads_to_a_message_that_is_gone_is_passed_over(database: Database) -> None:
+    run(database, waits_for_an_answer)
+    lost = {"receiver": "first", "kind": "message", "name": DIRECT_CHANNEL, "is_queued": False, "is_new": False}
+    run(database, lambda conn: conn.execute(insert(inbox), [{**lost, "seq": seq} for seq in (-2, -1)]))
+    asks = [Ask("first", "receive:1", "first", WaitRequest(WaitKind.MESSAGE, DIRECT_CHANNEL))]
+    assert isinstance(run(database, lambda conn: waits.settle(conn, asks))[0], StillOpen)
+
+    run(database, lambda conn: conn.execute(insert(inbox), {**lost, "seq": -1}))
+    run(database, lambda conn: insert_messages(conn, [direct_message("first")]))
+    deliver_all(database)
+    (answer,) = run(database, lambda conn: waits.settle(conn, asks))
+    assert isinstance(answer, Taken)
+    assert json.loads(answer.message_json)["id"] == "m1"
+    assert receivers(database) == []
