@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Coroutine
-from types import CoroutineType
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 _log = logging.getLogger(__name__)
 
@@ -24,35 +23,40 @@ class _Run(Protocol):
 class Unawaited:
     """What a run has handed to its body, until somebody takes it up."""
 
-    __slots__ = ("_calls", "_names")
+    __slots__ = ("_calls", "_ids")
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}
-        self._calls: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+        self._calls: dict[str, tuple[str, ref[Any]]] = {}
+        self._ids: dict[int, str] = {}
+        """By the coroutine's identity, which another one may have once it is gone."""
 
     def note(self, coroutine: Coroutine[Any, Any, Any], activity_id: str, name: str) -> Coroutine[Any, Any, Any]:
         """What is handed out for the call *name*."""
-        self._names[activity_id] = name
-        self._calls[coroutine] = activity_id
+        self._calls[activity_id] = name, ref(coroutine)
+        self._ids[id(coroutine)] = activity_id
         return named(coroutine, name)
 
     def begun(self, activity_id: str) -> None:
         """It is awaited now."""
-        self._names.pop(activity_id, None)
+        call = self._calls.pop(activity_id, None)
+        if call is not None:
+            self._ids.pop(id(call[1]()), None)
 
     def given_to_a_task(self, coroutine: object) -> None:
         """A task will await it, or has reasons of its own not to."""
-        if type(coroutine) is CoroutineType:
-            self._names.pop(self._calls.get(coroutine, ""), None)
+        activity_id = self._ids.get(id(coroutine))
+        if activity_id is not None and self._calls[activity_id][1]() is coroutine:
+            self.begun(activity_id)
 
     def tell(self, run: _Run) -> None:
         """The body has returned: warn of what it has forgotten."""
-        if not self._names or run.fate is not None:
+        if not self._calls or run.fate is not None:
             return
-        calls = [f"{name} ({activity_id})" for activity_id, name in self._names.items()]
+        names = [name for name, _ in self._calls.values()]
+        calls = [f"{name} ({activity_id})" for activity_id, name in zip(self._calls, names, strict=True)]
         _log.warning(
             "Workflow %s, instance %s, has returned without awaiting %s: none of that was done. Write `await %s(ctx, ...)`.",
-            run.workflow_name, run.instance_id, ", ".join(calls[:20]), next(iter(self._names.values())),
+            run.workflow_name, run.instance_id, ", ".join(calls[:20]), names[0],
             extra={"instance_id": run.instance_id, "workflow_name": run.workflow_name},
         )  # fmt: skip
 
