@@ -192,9 +192,10 @@ def test_a_wrong_value_is_named_with_its_value_and_its_source(name: str, value: 
     assert f"The setting {name} = {value!r} (from {source}) is wrong: " in str(caught.value)
 
 
-def test_a_single_workflow_module_may_not_be_taken_apart_into_letters() -> None:
-    with pytest.raises(ConfigurationError, match=r"The setting WORKFLOWS = 'shop\.workflows'"):
-        load(application(EDDA={"WORKFLOWS": "shop.workflows"}), {})
+def test_a_single_workflow_module_is_a_list_of_one_and_not_taken_apart_into_letters() -> None:
+    assert load(application(EDDA={"WORKFLOWS": "shop.workflows"}), {}).settings.workflows == ("shop.workflows",)
+    with pytest.raises(ConfigurationError, match="The setting WORKFLOWS = 7"):
+        load(application(EDDA={"WORKFLOWS": 7}), {})
 
 
 def test_a_lock_timeout_without_end_is_refused_as_it_is_at_the_decorator() -> None:
