@@ -4,7 +4,7 @@ DB ?= sqlite
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting bench-costs bench-plot docs format clean
+.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting bench-costs bench-plot bench-recovery chaos docs format clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,10 @@ run: $(VENV)/.dev  ## serve the example shop on http://127.0.0.1:8000
 
 test: $(VENV)/.dev  ## run every test on SQLite and on a private PostgreSQL
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+chaos: DB = postgresql
+chaos: $(VENV)/.dev  ## kill, pause and restart everything under thousands of orders; DB=sqlite for SQLite
+	$(BIN)/python -m tests.chaos --database $(DB) $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -58,6 +62,9 @@ bench-plot: $(VENV)/.dev
 
 bench-costs: $(VENV)/.dev
 	$(BIN)/python benchmarks/costs.py $(ARGS)
+
+bench-recovery: $(VENV)/.dev
+	$(BIN)/python benchmarks/recovery.py $(ARGS)
 
 clean:  ## remove what was made
 	rm -rf $(VENV) docs/_build .pytest_cache .mypy_cache .ruff_cache
