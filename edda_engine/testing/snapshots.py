@@ -130,13 +130,19 @@ _SEQUENCES = (
 )
 
 
+_PARTITIONS = "SELECT relnamespace::regnamespace::text, relname FROM pg_class WHERE relispartition"
+
+
 def _tables_in_order(conn: Connection) -> list[tuple[str, str]]:
-    """All tables, each after those that it refers to, as far as that goes."""
+    """All tables, each after those that it refers to, as far as that goes; partitions are part of their table."""
     found = []
+    partitions = {tuple(row) for row in conn.execute(text(_PARTITIONS))}
     for schema in inspect(conn).get_schema_names():
         if schema not in _SYSTEM_SCHEMAS and not schema.startswith("pg_"):
             found += [
-                (schema, name) for name, _ in inspect(conn).get_sorted_table_and_fkc_names(schema) if name is not None
+                (schema, name)
+                for name, _ in inspect(conn).get_sorted_table_and_fkc_names(schema)
+                if name is not None and (schema, name) not in partitions
             ]
     return found
 

@@ -7,11 +7,14 @@ A :class:`Bench` is how a front door lends its application to this; see :mod:`ed
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from edda_engine.client import Client
@@ -19,6 +22,7 @@ from edda_engine.errors import UsageError
 from edda_engine.runtime.conditions import Conditions
 from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.environment import Environment
+from edda_engine.runtime.idling import IDLE_AFTER_SECONDS
 from edda_engine.runtime.recovery import take_over
 from edda_engine.storage import outbox, outlook
 from edda_engine.storage.database import Database
@@ -30,8 +34,12 @@ from edda_engine.testing.errors import StuckError
 from edda_engine.testing.loop import SkippableLoop
 from edda_engine.workflow import workflows
 
+_log_of_engine = logging.getLogger("edda_engine")
+
 _ACTIVITY_THREADS = "edda-activity"
 _LOCKED_PAUSE_SECONDS = 0.02
+_MANY = 20
+"""After so many looks in vain a row is locked by somebody, the test itself perhaps."""
 _ENOUGH_SECONDS = 0.5
 _THREADS_END_WITHIN_SECONDS = 10.0
 _HOP_BY_LEASE = 4
@@ -120,6 +128,7 @@ class WorkerUnderTest:
         self._before = bench.conditions
         self._loop: SkippableLoop | None = None
         self._in_use = ExitStack()
+        self._level: int | None = None
         self.on_death: Callable[[], None] = lambda: None
         """Called when it is gone, before another one goes on."""
 
@@ -158,7 +167,7 @@ class WorkerUnderTest:
                 self.bench.database.engine.url,
                 probe=self._before.probe,
                 has_work=lambda: self.look().has_work,
-                died=self._tell,
+                died=self._has_died,
             )
             self._in_use.enter_context(self.switch.in_use())
         self.bench.conditions = replace(
@@ -174,6 +183,9 @@ class WorkerUnderTest:
         self._loop = None
         if self.switch is not None:
             self.switch.revive()
+        if self._level is not None:
+            _log_of_engine.setLevel(self._level)
+            self._level = None
 
     def arm(self, kill_at: int | None) -> None:
         """Start, if need be, and die at that passing of a commit."""
@@ -203,33 +215,34 @@ class WorkerUnderTest:
         :returns: ``None`` if it was enough.
         :raises StuckError: there is no end to it.
         """
-        tries = 0
-        while True:
+        for tries in itertools.count():
             self._come_back()
             loop, engine = self._running()
             rests = loop.wait_until_at_rest(min(deadline.left, _ENOUGH_SECONDS), unless=self._is_dead)
-            if self._is_dead():
-                continue
-            if rests is None:
-                if is_enough():
-                    return None
-                if deadline.left <= 0:
-                    raise StuckError(doing())
-                continue
-            seen = self.look()
-            if seen.has_work or (self.bench.has_relay and self._has_outbox_due()):
-                engine.wake()
-                engine.wake_relay()
-                # Again and again in vain: the row is locked by somebody, the test itself perhaps.
-                loop.wait_until_at_rest(
-                    _LOCKED_PAUSE_SECONDS if tries > 3 else deadline.left, after=rests, unless=self._is_dead
-                )
-                tries += 1
-                if deadline.left <= 0:
-                    raise StuckError(doing())
-                continue
-            if loop.wait_until_at_rest(0, after=rests - 1, unless=self._is_dead) == rests:
-                return seen
+            if rests is not None:
+                seen = self._seen_at(rests, loop, engine, deadline.left if tries < _MANY else _LOCKED_PAUSE_SECONDS)
+                if seen is not None:
+                    return seen
+            elif not self._is_dead() and is_enough():
+                return None
+            if deadline.left <= 0:
+                raise StuckError(doing())
+        raise AssertionError("unreachable")
+
+    def _seen_at(self, rests: int, loop: SkippableLoop, engine: Engine, patience: float) -> Outlook | None:
+        """What the database says, if nothing is left to do and this rest has lasted; else see that it goes on."""
+        seen = self.look()
+        if seen.has_work or (self.bench.has_relay and self._has_outbox_due()):
+            engine.wake()
+            engine.wake_relay()
+            loop.wait_until_at_rest(patience, after=rests, unless=self._is_dead)
+            return None
+        if loop.wait_until_at_rest(0, after=rests - 1, unless=self._is_dead) != rests:
+            return None
+        if loop.ask(partial(_is_about_to_park, engine), _THREADS_END_WITHIN_SECONDS):
+            self.skip(IDLE_AFTER_SECONDS)
+            return None
+        return seen
 
     def seconds_to_next(self, seen: Outlook) -> float | None:
         """Until anything becomes due; ``None`` if nothing does by itself."""
@@ -270,7 +283,11 @@ class WorkerUnderTest:
     def _is_dead(self) -> bool:
         return self.switch is not None and self.switch.is_dead
 
-    def _tell(self) -> None:
+    def _has_died(self) -> None:
+        if self._level is None:
+            # What it has to say about its database, until it is thrown away, would only bury what a test has to say.
+            self._level = _log_of_engine.level
+            _log_of_engine.setLevel(logging.ERROR)
         if self._loop is not None:
             self._loop.tell()
 
@@ -305,6 +322,11 @@ class WorkerUnderTest:
                 f"An activity still runs {_THREADS_END_WITHIN_SECONDS:g} s after its worker was stopped. A real worker's"
                 " thread would be gone with its process; here the test has to wait for it. Make it shorter in tests."
             )
+
+
+def _is_about_to_park(engine: Engine) -> bool:
+    """Whether a lease is given back in a moment, because its body can only wait; ask on the loop."""
+    return any(run.is_idle for run in engine.executor.held.values())
 
 
 def _is_at_rest(engine: Engine) -> bool:

@@ -84,6 +84,21 @@ def test_references_and_generated_keys_are_recognized(database: Database) -> Non
     assert rows(database).rows["events for other services"][0][0] == "'zoo.opened'"
 
 
+def test_rows_of_a_partitioned_table_are_put_back_once(postgres_url: str) -> None:
+    database = Database.from_url(postgres_url)
+    with database.write(service=False) as conn:
+        conn.execute(text("CREATE TABLE day (number INTEGER PRIMARY KEY) PARTITION BY RANGE (number)"))
+        conn.execute(text("CREATE TABLE first_days PARTITION OF day FOR VALUES FROM (0) TO (9)"))
+        conn.execute(text("INSERT INTO day VALUES (1), (2)"))
+    with snapshot_of(database) as snapshot:
+        with database.write(service=False) as conn:
+            conn.execute(text("DELETE FROM day WHERE number = 1"))
+        snapshot.restore()
+    with database.read() as conn:
+        assert conn.execute(text("SELECT number FROM day ORDER BY number")).scalars().all() == [1, 2]
+    database.close()
+
+
 def test_a_writer_that_does_not_end_is_told_of(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     database = Database.from_url(postgres_url)
     with database.write(service=False) as conn:

@@ -12,6 +12,7 @@ import edda_engine
 import edda_wsgi
 from edda_engine import EddaApp, HistoryEvent, Instance, Page
 from edda_wsgi import EddaFlask, RetryPolicy, Status, SyncWorkflowContext, WorkflowContext, activity, workflow
+from edda_wsgi.testing import CrashReport, WorkflowRunner
 
 
 @dataclass
@@ -95,6 +96,14 @@ def view() -> None:
     assert_type(edda.cancel("x", "no longer wanted", session=None), bool)
     assert_type(edda.retry("x", session=None), bool)
     _function = reserve.function
+
+
+def in_a_test(edda_runner: WorkflowRunner) -> None:
+    assert_type(edda_runner.run(plain, order_id=7), Order)
+    assert_type(edda_runner.run(fulfil, 7, note="x"), str)
+    assert_type(edda_runner.start(plain.options(delay=60), 7), str)
+    assert_type(edda_runner.crash_everywhere(plain, 7), CrashReport)
+    assert_type(edda_runner.crash_everywhere(lambda: edda_runner.run(plain, 7), ignore={"id"}), CrashReport)
 
 
 async def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import edda_engine
 from edda_engine import EddaApp
 from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
+from edda_wsgi.testing import WorkflowRunner
 
 
 @activity
@@ -104,6 +105,12 @@ def starting_in_a_view() -> None:
     edda.start(wrong_arguments, order=1)  # rejects: call-overload
     edda.start(wrong_arguments, 1, lock_timeout_seconds="long")  # rejects: call-arg
     edda.find_instances(colour="red")  # rejects: call-arg
+
+
+def in_a_test(edda_runner: WorkflowRunner) -> None:
+    edda_runner.run(wrong_arguments, "seven")  # rejects: call-overload
+    edda_runner.start(wrong_arguments)  # rejects: call-overload
+    edda_runner.crash_everywhere(wrong_arguments, order=1)  # rejects: call-overload
 
 
 @activity(retry_policy=3)  # rejects: call-overload
