@@ -124,6 +124,8 @@ class AdvisoryLock:
                 elif connection in readable or not readable:
                     # Nothing for long: a router may have forgotten the connection without a word.
                     conn.execute(text("SELECT 1"))
+                    if self.is_listening:
+                        notifications.read(conn, self._hear)  # what came with the answer
 
 
 class Liveness:

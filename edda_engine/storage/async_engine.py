@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from edda_engine.errors import ConfigurationError
+from edda_engine.storage.connecting import connect_like
 from edda_engine.storage.database import configure_sqlite
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+aiosqlite"}
@@ -38,6 +39,8 @@ class AsyncEngines:
                     ) from error
                 if url.get_backend_name() == "sqlite":
                     configure_sqlite(self._made.sync_engine)
+                else:
+                    connect_like(self._shared, self._made.sync_engine)
             return self._made.sync_engine
 
     async def close(self) -> None:

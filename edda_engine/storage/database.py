@@ -33,6 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool, QueuePool
 
 from edda_engine.errors import ConfigurationError
+from edda_engine.storage.connecting import note_parameters, without_driver_options
 
 T = TypeVar("T")
 
@@ -95,13 +96,15 @@ class Database:
         self._service: Engine | None = None
         if self.dialect == "sqlite":
             configure_sqlite(engine)
+        else:
+            note_parameters(engine)
 
     @classmethod
     def from_url(cls, url: str | URL) -> Database:
         """A database by URL: ``sqlite:///app.db``, ``postgresql://...``, ``postgresql+psycopg://...``."""
-        found = normalized_url(url)
+        found, parameters = without_driver_options(normalized_url(url))
         try:
-            return cls(create_engine(found), owns_engine=True)
+            return cls(create_engine(found, connect_args=parameters), owns_engine=True)
         except ImportError as error:
             raise ConfigurationError(_missing_driver(found, error)) from error
         except SQLAlchemyError as error:
@@ -262,9 +265,9 @@ def is_outage(error: BaseException) -> bool:
         return True
     if not isinstance(error, (OperationalError, InterfaceError)):
         return False
-    sqlstate = getattr(error.orig, "sqlstate", None)
+    sqlstate = _sqlstate(error)
     if sqlstate is not None:
-        return str(sqlstate).startswith(_OUTAGE_SQLSTATES)
+        return sqlstate.startswith(_OUTAGE_SQLSTATES)
     if type(error.orig).__module__.startswith("psycopg"):
         return True
     return any(word in str(error.orig).lower() for word in _TRANSIENT_SQLITE)
@@ -272,8 +275,14 @@ def is_outage(error: BaseException) -> bool:
 
 def may_be_repeated(error: BaseException) -> bool:
     """Whether a transaction of ours that failed so can simply be tried again: an outage, or a lost race."""
-    sqlstate = getattr(getattr(error, "orig", None), "sqlstate", None)
-    return is_outage(error) or (sqlstate is not None and str(sqlstate).startswith(_CONFLICT_SQLSTATES))
+    sqlstate = _sqlstate(error)
+    return is_outage(error) or (sqlstate is not None and sqlstate.startswith(_CONFLICT_SQLSTATES))
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code of an error: psycopg 3 and psycopg2 have different names for it."""
+    of_driver = getattr(error, "orig", None)
+    return getattr(of_driver, "sqlstate", None) or getattr(of_driver, "pgcode", None)
 
 
 def _of_three(pool: Pool) -> Pool:

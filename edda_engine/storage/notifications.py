@@ -36,25 +36,32 @@ def notify(conn: Connection, channel: str, payload: str) -> None:
 
 def can_listen(conn: Connection) -> bool:
     """Whether the driver tells of notifications without being asked in SQL."""
-    return conn.dialect.driver == "psycopg"
+    return conn.dialect.driver in ("psycopg", "psycopg2")
 
 
 def listen(conn: Connection, hear: Hear) -> None:
     """Call *hear* with channel and payload of what comes on this connection from now on, whenever it is read."""
     raw: Any = conn.connection.dbapi_connection
-    # What comes together with the answer to a statement is told to the handler, and to nobody who reads later.
-    raw.add_notify_handler(lambda notice: hear(notice.channel, notice.payload))
+    if conn.dialect.driver == "psycopg":
+        # What comes together with the answer to a statement is told to the handler, and to nobody who reads later.
+        raw.add_notify_handler(lambda notice: hear(notice.channel, notice.payload))
     for channel in CHANNELS:
         conn.execute(text(f"LISTEN {channel}"))
 
 
 def read(conn: Connection, hear: Hear) -> None:
-    """Take in what has come on a connection that is readable, without a statement.
+    """Take in what has come on a connection, with a statement or since; it may have nothing to read.
 
     :raises ConnectionError: its end has come.
     """
     raw: Any = conn.connection.dbapi_connection
     try:
+        if conn.dialect.driver == "psycopg2":
+            raw.poll()
+            while raw.notifies:
+                notice = raw.notifies.pop(0)
+                hear(notice.channel, notice.payload)
+            return
         raw.pgconn.consume_input()
         while (notice := raw.pgconn.notifies()) is not None:
             hear(notice.relname.decode(), notice.extra.decode())

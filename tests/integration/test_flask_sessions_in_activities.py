@@ -227,6 +227,49 @@ def test_a_nested_app_context_that_ends_without_commit_drops_only_its_own_writes
     assert saved_notes(flask_shop.database_url) == ["outer"]
 
 
+def test_an_outer_rollback_undoes_what_a_nested_app_context_committed_since_the_outer_commit(flask_shop: Shop) -> None:
+    session = flask_shop.db.session
+
+    def write(ctx: WorkflowContext) -> None:
+        session.add(Note(text="outer"))
+        session.commit()
+        with flask_shop.app.app_context():
+            session.add(Note(text="nested, while the outer session is between transactions"))
+            session.commit()
+        session.add(Note(text="outer again"))
+        session.flush()
+        with flask_shop.app.app_context():
+            session.add(Note(text="nested, inside the savepoint of the outer session"))
+            session.commit()
+        session.rollback()
+        session.add(Note(text="after"))
+
+    flask_shop.run(write)
+
+    assert saved_notes(flask_shop.database_url) == [
+        "outer",
+        "nested, while the outer session is between transactions",
+        "after",
+    ]
+
+
+def test_a_rollback_in_a_nested_app_context_leaves_the_outer_session_as_it_is(flask_shop: Shop) -> None:
+    session = flask_shop.db.session
+
+    def write(ctx: WorkflowContext) -> None:
+        session.add(Note(text="outer"))
+        session.flush()
+        with flask_shop.app.app_context():
+            session.add(Note(text="nested"))
+            session.flush()
+            session.rollback()
+        session.commit()
+
+    flask_shop.run(write)
+
+    assert saved_notes(flask_shop.database_url) == ["outer"]
+
+
 def test_bulk_statements_belong_to_the_step(shop: Shop) -> None:
     def write(ctx: WorkflowContext) -> None:
         session = shop.session(ctx)
