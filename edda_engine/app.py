@@ -10,7 +10,6 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 
-from pydantic import ValidationError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -31,7 +30,7 @@ from edda_engine.runtime.conditions import Conditions
 from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe, no_probe
-from edda_engine.settings import EngineSettings, check_name
+from edda_engine.settings import engine_settings, outbox_to
 from edda_engine.storage.database import Database
 from edda_engine.storage.outbox import insert_events
 from edda_engine.storage.starts import insert_instance
@@ -74,8 +73,8 @@ class EddaApp:
         **options: Any,
     ) -> None:
         if outbox_enabled:
-            options["outbox"] = _outbox(options.get("outbox"), broker_url)
-        self.settings = _settings(service_name=service_name, default_retry_policy=default_retry_policy, **options)
+            options["outbox"] = outbox_to(options.get("outbox"), broker_url)
+        self.settings = engine_settings(service_name=service_name, default_retry_policy=default_retry_policy, **options)
         self._database = Database.from_url(db_url)
         self._client = Client(self._database, self.settings, probe=probe)
         self._notifier = Notifier(lambda: self._database)
@@ -393,24 +392,3 @@ class EddaApp:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.to_thread(work)
-
-
-def _outbox(given: Any, broker_url: str | None) -> Any:
-    if (given is None) == (broker_url is None):
-        raise ConfigurationError(
-            "EddaApp(outbox_enabled=True) needs to know where events go: give broker_url=, or outbox= with a BACKEND;"
-            " exactly one of them."
-        )
-    return {"URL": broker_url} if given is None else given
-
-
-def _settings(**values: Any) -> EngineSettings:
-    for name in values:
-        check_name(name, EngineSettings.model_fields, source="EddaApp(...)")
-    try:
-        return EngineSettings(**values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        wrong = first["loc"][0] if first["loc"] else "settings"
-        value = "..." if wrong == "outbox" else repr(first.get("input"))  # which may hold a token
-        raise ConfigurationError(f"EddaApp({wrong}={value}) is wrong: {first['msg']}.") from None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edda_engine.core.codec import is_name
 from edda_engine.core.retrying import RetryPolicy
@@ -181,3 +181,32 @@ class EngineSettings(BaseModel):
             return RetryPolicy(**value)
         except ConfigurationError as error:
             raise ValueError(str(error).rstrip(".")) from error
+
+
+def outbox_to(given: Any, broker_url: str | None) -> Any:
+    """What ``EddaApp(outbox_enabled=True)`` publishes to.
+
+    :raises ConfigurationError: it does not say, or says it twice.
+    """
+    if (given is None) == (broker_url is None):
+        raise ConfigurationError(
+            "EddaApp(outbox_enabled=True) needs to know where events go: give broker_url=, or outbox= with a BACKEND;"
+            " exactly one of them."
+        )
+    return {"URL": broker_url} if given is None else given
+
+
+def engine_settings(**values: Any) -> EngineSettings:
+    """The settings that were given to ``EddaApp``.
+
+    :raises ConfigurationError: an unknown name, or a wrong value.
+    """
+    for name in values:
+        check_name(name, EngineSettings.model_fields, source="EddaApp(...)")
+    try:
+        return EngineSettings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        wrong = first["loc"][0] if first["loc"] else "settings"
+        value = "..." if wrong == "outbox" else repr(first.get("input"))  # which may hold a token
+        raise ConfigurationError(f"EddaApp({wrong}={value}) is wrong: {first['msg']}.") from None
