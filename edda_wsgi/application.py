@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from edda_engine.client import Client, cancel_with, retry_with
 from edda_engine.core.ports import NewInstance, current_place
-from edda_engine.errors import DatabaseUnavailableError, StartNotCommittedError, UsageError
+from edda_engine.errors import DatabaseUnavailableError
 from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.completions import Completions
@@ -70,6 +70,7 @@ class Application:
         self._loop_thread: LoopThread | None = None
         self._engine: Engine | None = None
         self._starting: Future[None] | None = None
+        self._stops = 0  # so often was it asked to stop
         self.completions = Completions()
         everywhere.add(self)
 
@@ -256,18 +257,10 @@ class Application:
 
     def result(self, instance_id: str, timeout: float | None) -> Any:
         """Wait for an instance to end; see :meth:`edda_wsgi.EddaFlask.result`."""
-        place = current_place.get()
-        if place is not None and (place.is_body or place.is_async or timeout is None):
-            raise UsageError(
-                "result() would wait here for work that may need this very thread. In a workflow run the other one inline,"
-                " with `await other_workflow(ctx, ...)`; in a plain def activity at most look, with a timeout."
-            )
-        if starts.is_unsaved(instance_id):
-            raise StartNotCommittedError(instance_id)
+        starts.refuse_to_wait(instance_id, timeout)
         ended = threading.Event()
-        wait = ResultWait(
-            self.client, instance_id, timeout=timeout, is_running_here=self._is_running_here, wake=ended.set
-        )
+        is_here = self._is_running_here
+        wait = ResultWait(self.client, instance_id, timeout=timeout, is_running_here=is_here, wake=ended.set)
         with self.completions.watching(instance_id, wait.has_ended):
             while (found := wait.look()) is None:
                 ended.wait(wait.seconds())
@@ -336,13 +329,15 @@ class Application:
     def _begin_again(self) -> None:
         """On the thread of a loop that has died: what was under way goes on in a new engine, under a new name."""
         with self._lock:
-            dead, engine = self._loop_thread, self._engine
+            dead, engine, stops = self._loop_thread, self._engine, self._stops
             if dead is None or not dead.is_current:
                 return
             self._engine = self._starting = None
         bury(engine, is_wanted=lambda: self._loop_thread is dead)
         if self._loop_thread is dead:  # nobody has stopped it meanwhile, and no request has begun a new one
             self.start_engine()
+            if self._stops != stops:  # somebody has, at this very moment, and waits for the end of this thread
+                self.stop_engine(0.0)
 
     def wake(self) -> None:
         """Let the engine of this process look for work now, or else those of other processes of this service."""
@@ -363,6 +358,11 @@ class Application:
         engine = self._engine
         return self.is_running and engine is not None and woken(engine)
 
+    def stop_claiming(self) -> None:
+        """Take no more work into this process, which is to stop soon; may be called by a signal's handler."""
+        if self._engine is not None:
+            self._engine.stop_claiming()
+
     def stop_engine(self, timeout: float | None) -> None:
         """Drain and stop the engine of this process; does nothing if there is none."""
         if self._pid != os.getpid():
@@ -370,6 +370,7 @@ class Application:
         if self._loop_thread is not None:
             self._loop_thread.refuse_own_thread()
         with self._lock:
+            self._stops += 1
             loop_thread, engine, starting = self._loop_thread, self._engine, self._starting
             self._loop_thread = self._engine = self._starting = None
         if loop_thread is None:

@@ -23,6 +23,9 @@ _AFTER_LOADING_SECONDS = 0.5
 _AT_EXIT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 
+_leaving_pid: int | None = None
+"""Of this process, once it is ending. Not of its children."""
+
 
 def attach(app: Flask, application: Application) -> None:
     """Arrange for the engine of *app* to start when it is needed."""
@@ -31,7 +34,8 @@ def attach(app: Flask, application: Application) -> None:
     def start_with_the_first_request() -> None:
         # Before the view opens a transaction: the tables cannot be made beside one on SQLite.
         application.tables.try_for()
-        if application.settings.role == "embedded" and not application.is_running and not app.testing:
+        is_wanted = application.settings.role == "embedded" and not app.testing and _leaving_pid != os.getpid()
+        if is_wanted and not application.is_running:
             application.start_engine()
 
     if application.settings.role != "embedded":
@@ -52,8 +56,16 @@ def start_all() -> None:
             application.start_engine()
 
 
+def stop_claiming() -> None:
+    """Take no more work into this process; for the handler of a signal that will let it end."""
+    for application in list(everywhere):
+        application.stop_claiming()
+
+
 def stop_all(at_most_seconds: float) -> None:
-    """Drain and stop every engine of this process, within its own SHUTDOWN_SECONDS and this limit."""
+    """Drain and stop every engine of this process, which is to end, within its own SHUTDOWN_SECONDS and this limit."""
+    global _leaving_pid
+    _leaving_pid = os.getpid()  # requests that are still served begin no new one
     for application in list(everywhere):
         application.stop_engine(min(application.settings.shutdown_seconds, at_most_seconds))
 

@@ -31,6 +31,7 @@ class LoopThread:
         self._loop = new_event_loop()
         self._died = died
         self._stopping = self._is_over = False
+        self._changing = threading.Lock()
         self._submitted: dict[Future[Any], Coroutine[Any, Any, Any]] = {}
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -52,12 +53,12 @@ class LoopThread:
 
         :raises RuntimeError: the loop has ended.
         """
-        try:
+        with self._changing:
+            if self._is_over:
+                coroutine.close()
+                raise RuntimeError("The event loop has ended; nothing more can run on it.")
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:
-            coroutine.close()
-            raise
-        self._submitted[future] = coroutine
+            self._submitted[future] = coroutine
         future.add_done_callback(lambda ended: self._submitted.pop(ended, None))
         return future
 
@@ -97,7 +98,8 @@ class LoopThread:
             self._finish()
         except Exception:  # of the loop itself: none of a task comes here
             _log.exception("The event loop broke; nothing more can run on it")
-        self._is_over = True
+        with self._changing:
+            self._is_over = True
         for future, coroutine in list(self._submitted.items()):
             future.cancel()  # nobody shall wait for what will not happen
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:

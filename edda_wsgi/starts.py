@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session
 
 from edda_engine.core.ports import current_place
-from edda_engine.errors import UsageError
+from edda_engine.errors import StartNotCommittedError, UsageError
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.unsaved import Unsaved
 from edda_engine.unsaved import after_commit as note_at_session
@@ -86,3 +86,19 @@ def warn_of_unsaved(_error: BaseException | None = None) -> None:
                 instance_id,
             )
         unsaved.forget()
+
+
+def refuse_to_wait(instance_id: str, timeout: float | None) -> None:
+    """Refuse to wait for a result that cannot come while somebody waits for it here.
+
+    :raises UsageError: in a body, an async activity, or without end in a sync one.
+    :raises StartNotCommittedError: it was started in this context's session, and that is not committed.
+    """
+    place = current_place.get()
+    if place is not None and (place.is_body or place.is_async or timeout is None):
+        raise UsageError(
+            "result() would wait here for work that may need this very thread. In a workflow run the other one inline,"
+            " with `await other_workflow(ctx, ...)`; in a plain def activity at most look, with a timeout."
+        )
+    if is_unsaved(instance_id):
+        raise StartNotCommittedError(instance_id)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
@@ -35,6 +34,7 @@ from edda_engine.runtime.recovery import Recovery, take_over
 from edda_engine.runtime.relay import Relay
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.takeovers import Takeovers
+from edda_engine.runtime.tasks import ended, keep_running
 from edda_engine.runtime.upkeep import Upkeep
 from edda_engine.runtime.wakeups import FileWatch
 from edda_engine.runtime.watch import LoopWatch
@@ -162,11 +162,11 @@ class Engine:
         await self._liveness.start()
         self._notifier.is_beside_engine = True
         await self._recovery.register()
-        self._claiming = _keep_running("claimer", lambda: self._claimer.work(self.executor))
+        self._claiming = keep_running("claimer", lambda: self._claimer.work(self.executor))
         self._services = [
-            _keep_running("leases", lambda: self._leases.work(self.executor)),
-            _keep_running("recovery", self._recovery.work),
-            _keep_running("upkeep", self._upkeep.work),
+            keep_running("leases", lambda: self._leases.work(self.executor)),
+            keep_running("recovery", self._recovery.work),
+            keep_running("upkeep", self._upkeep.work),
         ]
         if self._relay is not None:
             self._relay.start()
@@ -177,7 +177,17 @@ class Engine:
 
     def wake(self) -> bool:
         """Look for work now; safe from any thread. False if this worker takes none, not yet or not any more."""
-        return self._claiming is not None and self._soon(self._claimer.wake)
+        return self.is_claiming and self._soon(self._claimer.wake)
+
+    @property
+    def is_claiming(self) -> bool:
+        """Whether this worker takes work."""
+        return self._claiming is not None and not self._claiming.done()
+
+    def stop_claiming(self) -> None:
+        """Take nothing more, and go on with what is held until :meth:`stop`; from any thread, and a signal's handler."""
+        if self._claiming is not None:
+            self._soon(self._claiming.cancel)
 
     def write_start(self, new: NewInstance) -> Future[Started] | None:
         """Write a start together with whatever else is to be written, and begin it here if there is room.
@@ -192,7 +202,7 @@ class Engine:
         is_due = not new.delay_seconds and new.start_at is None
         is_ours = new.service == self._settings.service_name and workflows.get(new.workflow_name) is not None
         room = self._settings.max_running - len(self.executor.held)
-        begins_here = is_due and is_ours and self.executor.promises.give(room=room)
+        begins_here = is_due and is_ours and self.is_claiming and self.executor.promises.give(room=room)
         written: Future[Started] = Future()
         self.committer.put(
             Start(new, self.worker_id if begins_here else None),
@@ -259,7 +269,7 @@ class Engine:
         self._watch.stop()
         self.is_ready.clear()
         if self._claiming is not None:
-            await _ended(self._claiming)
+            await ended(self._claiming)
             seconds = self._settings.shutdown_seconds if timeout is None else timeout
             _log.info(
                 "Worker %s drains: it claims nothing more, and activities have %.1f s to end", self.worker_id, seconds,
@@ -268,12 +278,12 @@ class Engine:
             tell_others = partial(self._notifier.notify, self._settings.service_name)  # what is handed back is due
             await asyncio.gather(self.executor.drain(seconds, handed_back=tell_others), self._stop_relay(seconds))
             for service in self._services:
-                await _ended(service)
+                await ended(service)
+            await self.committer.stop()
             try:
                 await self._recovery.unregister()
             except Exception as error:
                 _log.warning("This worker could not be unregistered; its siblings will: %s", error)
-            await self.committer.stop()
         await self._close()
         await self._async_engines.close()
         _log.info("Worker %s has stopped", self.worker_id)
@@ -325,7 +335,7 @@ class Engine:
         if self._relay is not None:
             await self._relay.stop(timeout)
 
-    def _soon(self, callback: Callable[[], None]) -> bool:
+    def _soon(self, callback: Callable[[], object]) -> bool:
         """Call on the loop; False if that will not happen, because the worker has not begun or is stopping."""
         if self._loop is None or self._stopped:
             return False
@@ -372,23 +382,3 @@ class Engine:
                     _log.warning("The database does not answer; waiting for it: %s", str(error).splitlines()[0])
                 await asyncio.sleep(_PAUSES[min(attempt, len(_PAUSES) - 1)])
                 attempt += 1
-
-
-def _keep_running(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
-    """Run a service until cancelled; one that breaks is begun again, and its error is logged."""
-
-    async def for_ever() -> None:
-        while True:
-            try:
-                await work()
-            except Exception:  # a worker without one of its services would only look alive
-                _log.exception("The %s of this worker broke; it is begun again", name)
-                await asyncio.sleep(1.0)
-
-    return asyncio.create_task(for_ever(), name=f"edda:{name}")
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

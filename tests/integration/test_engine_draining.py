@@ -103,3 +103,41 @@ def test_waits_and_retries_need_no_drain(database_url: str) -> None:
         assert [tables.instance(each)["locked_by"] for each in waiting] == [None] * 3
 
     asyncio.run(main())
+
+
+def test_a_worker_that_takes_no_more_goes_on_with_what_it_has(database_url: str) -> None:
+    gate = Gate()
+
+    @activity
+    def hold(ctx: WorkflowContext) -> str:
+        gate.hold()
+        return ctx.worker_id
+
+    @activity
+    def tell(ctx: WorkflowContext) -> str:
+        return ctx.worker_id
+
+    @workflow
+    async def holds(ctx: WorkflowContext) -> list[str]:
+        return [await hold(ctx), await tell(ctx)]
+
+    @workflow
+    async def tells(ctx: WorkflowContext) -> str:
+        return await tell(ctx)
+
+    async def main() -> None:
+        async with edda(database_url) as first, edda(database_url) as second:
+            assert first._engine is not None
+            held = await first.start(holds)
+            while not gate.reached.is_set():
+                await asyncio.sleep(0.01)
+            # Whoever has it goes on with it.
+            (holder, other) = (first, second) if first._engine.executor.held else (second, first)
+            assert holder._engine is not None
+            holder._engine.stop_claiming()
+            await until(lambda: holder._engine is not None and not holder._engine.is_claiming)
+            assert await holder.result(await holder.start(tells), timeout=30) == worker_of(other)
+            gate.open()
+            assert await holder.result(held, timeout=30) == [worker_of(holder)] * 2
+
+    asyncio.run(main())
