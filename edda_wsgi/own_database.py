@@ -14,8 +14,7 @@ from pathlib import Path
 from flask import Flask, has_app_context
 from sqlalchemy import URL, Engine
 
-from edda_engine.errors import ConfigurationError
-from edda_engine.storage.database import Database, normalized_url, shown_url
+from edda_engine.storage.database import Database, normalized_url, refuse_autocommit, shown_url
 from edda_wsgi import starts
 from edda_wsgi.session import SessionSource
 from edda_wsgi.writers import Writers
@@ -56,7 +55,7 @@ def find(app: Flask, source: SessionSource | None, database_url: str | None, *, 
             )
             _log.warning("%s", note)
             return Found(Database.from_url(url), note=note)
-    _refuse_autocommit(engine)
+    refuse_autocommit(engine)
     if is_forked:
         engine.dispose(close=False)
     found = Found(Database(engine), is_shared=True)
@@ -123,18 +122,3 @@ def _instance_folder(app: Flask) -> Path:
     folder = Path(app.instance_path)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _refuse_autocommit(engine: Engine) -> None:
-    """Where each statement is a transaction of its own, nothing can be saved together with anything.
-
-    :raises ConfigurationError: the engine was made so.
-    """
-    of_driver = getattr(engine.dialect, "_on_connect_isolation_level", None)
-    level = engine.get_execution_options().get("isolation_level") or of_driver
-    if str(level).upper() == "AUTOCOMMIT":
-        raise ConfigurationError(
-            "The application's engine has isolation_level='AUTOCOMMIT', so its sessions have no transactions that starts and"
-            " activities could share. Make the engine without it, and where it is needed use"
-            " db.engine.execution_options(isolation_level='AUTOCOMMIT')."
-        )

@@ -14,6 +14,8 @@ from sqlalchemy import URL, Engine, event
 
 from edda_engine.errors import ConfigurationError
 
+OUR_NAME = "edda"
+_NAME_BYTES = 63
 _PREPARE = "prepare_threshold"
 _OF_SYNC_CONNECTIONS = ("cursor_factory", "row_factory")
 
@@ -60,3 +62,18 @@ def connect_like(engine: Engine, made: Engine) -> None:
         cparams.update(
             (name, value) for name, value in _noted.get(engine, {}).items() if name not in _OF_SYNC_CONNECTIONS
         )
+
+
+def name_connections(engine: Engine) -> None:
+    """Let ``pg_stat_activity`` tell the engine's own connections from the application's: ``shop edda`` beside ``shop``."""
+
+    @event.listens_for(engine, "connect")
+    def _add_our_name(dbapi_connection: Any, _record: Any) -> None:
+        named = getattr(getattr(dbapi_connection, "info", None), "parameter_status", None)
+        if named is None:
+            return  # a driver that does not tell; the name is a comfort
+        before, dbapi_connection.autocommit = dbapi_connection.autocommit, True
+        name = f"{named('application_name') or ''} {OUR_NAME}".strip()
+        with dbapi_connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('application_name', %s, false)", (name[-_NAME_BYTES:],))
+        dbapi_connection.autocommit = before

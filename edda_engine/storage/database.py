@@ -33,15 +33,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool, QueuePool
 
 from edda_engine.errors import ConfigurationError
-from edda_engine.storage.connecting import note_parameters, without_driver_options
+from edda_engine.storage.connecting import name_connections, note_parameters, without_driver_options
 
 T = TypeVar("T")
 
 WRITE_OPTION = "edda_write"
 MOST_CONNECTIONS = 3
 """Of the service engine, in each process."""
-OUR_NAME = "edda"
-_NAME_BYTES = 63
 _BUSY_TIMEOUT_MS = 60_000
 _PYTHON_DEFAULT_BUSY_MS = 5_000
 
@@ -134,7 +132,7 @@ class Database:
                 if self.is_sqlite:
                     configure_sqlite(self._service)
                 else:
-                    _name_connections(self._service)
+                    name_connections(self._service)
             return self._service
 
     @contextmanager
@@ -252,6 +250,21 @@ def _check_backend(name: str) -> None:
         )
 
 
+def refuse_autocommit(engine: Engine) -> None:
+    """Where each statement is a transaction of its own, nothing can be saved together with anything.
+
+    :raises ConfigurationError: the application made its engine so.
+    """
+    of_driver = getattr(engine.dialect, "_on_connect_isolation_level", None)
+    level = engine.get_execution_options().get("isolation_level") or of_driver
+    if str(level).upper() == "AUTOCOMMIT":
+        raise ConfigurationError(
+            "The application's engine has isolation_level='AUTOCOMMIT', so its sessions have no transactions that starts and"
+            " activities could share. Make the engine without it, and where it is needed use"
+            " db.engine.execution_options(isolation_level='AUTOCOMMIT')."
+        )
+
+
 def is_outage(error: BaseException) -> bool:
     """Whether *error* says that the database could not be reached or used, rather than that a statement was wrong.
 
@@ -290,21 +303,6 @@ def _of_three(pool: Pool) -> Pool:
     if isinstance(pool, QueuePool):
         pool._overflow, pool._max_overflow = -MOST_CONNECTIONS, 0
     return pool
-
-
-def _name_connections(engine: Engine) -> None:
-    """Let ``pg_stat_activity`` tell the engine's own connections from the application's: ``shop edda`` beside ``shop``."""
-
-    @event.listens_for(engine, "connect")
-    def _add_our_name(dbapi_connection: Any, _record: Any) -> None:
-        named = getattr(getattr(dbapi_connection, "info", None), "parameter_status", None)
-        if named is None:
-            return  # a driver that does not tell; the name is a comfort
-        before, dbapi_connection.autocommit = dbapi_connection.autocommit, True
-        name = f"{named('application_name') or ''} {OUR_NAME}".strip()
-        with dbapi_connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('application_name', %s, false)", (name[-_NAME_BYTES:],))
-        dbapi_connection.autocommit = before
 
 
 @contextmanager
