@@ -89,7 +89,7 @@ def test_no_text_of_sql_commits() -> None:
 
 
 def test_only_the_database_makes_connections_that_commit_by_themselves() -> None:
-    who = [shown(path) for path in SOURCES if "AUTOCOMMIT" in path.read_text()]
+    who = [shown(path) for path in SOURCES if 'isolation_level="AUTOCOMMIT"' in path.read_text()]
     assert who == ["edda_engine/storage/database.py"]
 
 

@@ -281,8 +281,10 @@ def test_a_history_of_a_newer_format_is_left_alone_with_one_warning_and_goes_on_
             )
             tables.give_back(instance_id)
             await until(
-                lambda: (row := tables.instance(instance_id))["locked_by"] is None
-                and row["lock_epoch"] > left_alone["lock_epoch"] + 1
+                lambda: (
+                    (row := tables.instance(instance_id))["locked_by"] is None
+                    and row["lock_epoch"] > left_alone["lock_epoch"] + 1
+                )
             )
             tables.execute("UPDATE edda_history SET format = 1")
             tables.give_back(instance_id)

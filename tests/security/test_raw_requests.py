@@ -89,6 +89,9 @@ def test_no_lie_about_a_request_is_believed(server: Server) -> None:
 
     assert server.deliver(event("order.paid", 9, id="9")) == ACCEPTED
     assert server.notes() == ["handled 1", "handled 9"]
-    assert rows(server.database_url, "SELECT DISTINCT event_id FROM edda_received_events ORDER BY 1") == [("9",), ("event-1",)]
+    assert rows(server.database_url, "SELECT DISTINCT event_id FROM edda_received_events ORDER BY 1") == [
+        ("9",),
+        ("event-1",),
+    ]
     assert SECRET not in server.process.log
     assert "Traceback" not in server.process.log
