@@ -165,6 +165,7 @@ def create_app() -> Flask:
     app.config["EDDA"] = {
         "LOCK_TIMEOUT_SECONDS": story.LOCK_SECONDS,
         "THREADS": story.THREADS,
+        "MAX_RUNNING": 32,  # so much work is begun anew with each kill
         "OUTBOX": {"URL": os.environ["CHAOS_RECEIVER_URL"]},
     }
     db.init_app(app)

@@ -29,7 +29,7 @@ def test_nothing_is_lost_or_done_twice_or_stuck_or_leaked_while_workers_and_post
 
 
 def test_nothing_is_lost_or_done_twice_or_stuck_or_leaked_while_workers_on_one_sqlite_file_are_killed() -> None:
-    report = chaos("sqlite", orders=100, seconds=10.0, plan=Plan())
+    report = chaos("sqlite", orders=100, seconds=10.0, plan=Plan(pause_every_seconds=6.0, pause_seconds=3.0))
 
     assert {check.title: (check.found - check.expected, check.expected - check.found) for check in wrong(report)} == {}
     assert report.tally.kills >= 8
