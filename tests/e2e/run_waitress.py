@@ -1,11 +1,10 @@
-"""waitress with the shop, on a socket that listens already: the number of its file is the one argument."""
+"""waitress with the shop, as the documentation serves it: the number of the file of a socket is the one argument."""
 
 import socket
 import sys
 
-import waitress
-
-from tests.e2e.server_shop import create_app
+from docs.examples.serve_waitress import serve
+from tests.e2e.server_shop import create_app, edda
 
 if __name__ == "__main__":
-    waitress.serve(create_app(), sockets=[socket.socket(fileno=int(sys.argv[1]))], threads=4)
+    serve(create_app(), edda, sockets=[socket.socket(fileno=int(sys.argv[1]))], threads=4)

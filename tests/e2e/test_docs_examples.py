@@ -302,10 +302,11 @@ def test_hooks_page_counts_what_happens(load: Load, sqlite_url: str) -> None:
     assert telemetry.counts == {"flaky retried": 2, "broken retried": 2, "careful completed": 1}
 
 
-def test_gunicorn_configuration_has_the_two_hooks(load: Load) -> None:
-    module = load("gunicorn_conf")
+def test_gunicorn_configuration_has_the_three_hooks(load: Load) -> None:
+    module = load("gunicorn_conf")  # servers run with it in test_servers_gunicorn.py
 
     assert callable(module.post_worker_init)
+    assert callable(module.worker_abort)
     assert callable(module.worker_exit)
 
 

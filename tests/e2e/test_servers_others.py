@@ -45,20 +45,26 @@ def test_orders_are_fulfilled_once_under_uwsgi_when_a_worker_is_killed(
     eventually(lambda: ledger.workers() == [])
 
 
-def test_orders_are_fulfilled_under_waitress_and_handed_back_at_its_end(
+def test_orders_are_fulfilled_under_waitress_and_a_running_activity_ends_with_it(
     sqlite_ledger: Ledger, sqlite_shop: Shop
 ) -> None:
     ledger, shop = sqlite_ledger, sqlite_shop
-    server = serve(shop, "tests.e2e.run_waitress", "{fd}")
+    server = serve(shop, "tests.e2e.run_waitress", "{fd}")  # docs/examples/serve_waitress.py
     server.post("/orders/fulfil/1")
-    server.post("/orders/fulfil_plainly/2")
-
-    wait_for(server.process, lambda: ledger.have_completed(["fulfil-1", "fulfil_plainly-2"]))
-    ledger.assert_exactly_once(["fulfil-1", "fulfil_plainly-2"])
+    wait_for(server.process, lambda: ledger.have_completed(["fulfil-1"]))
+    server.post("/orders/held/2")
+    wait_for(server.process, lambda: shop.runs("hold"))
     assert ledger.live_pids() == {server.process.pid}
-    server.signal(signal.SIGINT)
-    server.process.wait()
+    assert server.ask("GET", "/healthz").json()["status"] == "ok"
+
+    server.process.terminate()
+    wait_for(server.process, lambda: "drains" in server.log)
+    shop.open_gate()
+
+    assert server.process.wait() == 0
     assert ledger.workers() == []
+    assert ("held-2", "hold:1") in ledger.steps()
+    assert ledger.rows()["held-2", "held"] == 1
 
 
 def test_the_engine_refuses_gevent_with_a_sentence_and_the_role_client_works_there(
