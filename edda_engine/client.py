@@ -235,12 +235,20 @@ class Client:
 
     def _read(self, work: Callable[[Connection], T], *, without_tables: Callable[[], T]) -> T:
         try:
-            with self._database.read() as conn:
-                return work(conn)
+            try:
+                return self._look(work)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+                return self._look(work)  # it was dead in the pool, since the server restarted; a new one may do
         except DBAPIError as error:
             if _says_no_tables(error) and self._settings.auto_migrate:
                 return without_tables()  # they are made with the first start; until then there is nothing
             raise _clear(error) from error
+
+    def _look(self, work: Callable[[Connection], T]) -> T:
+        with self._database.read() as conn:
+            return work(conn)
 
     def write(self, name: str, work: Callable[[Connection], T]) -> T:
         """Do *work* in a transaction of its own; *name* is that of the points before and after its commit.

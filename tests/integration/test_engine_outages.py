@@ -149,6 +149,23 @@ def test_connections_cut_in_the_middle_lose_nothing_and_repeat_nothing(
     assert tables.value("SELECT count(*) FROM edda_history") == 300
 
 
+def test_a_question_is_answered_although_its_pooled_connection_was_cut_meanwhile(
+    postgres_url: str, postgres_admin_url: str
+) -> None:
+    @workflow
+    async def nothing(ctx: WorkflowContext) -> None: ...
+
+    async def main() -> tuple[str, str]:
+        async with edda(postgres_url) as app:
+            instance_id = await nothing.start()
+            await app.result(instance_id, timeout=20)
+            before = (await app.get(instance_id)).status
+            assert cut_all_connections(postgres_admin_url, postgres_url) > 0
+            return before, (await app.get(instance_id)).status
+
+    assert asyncio.run(main()) == ("completed", "completed")
+
+
 def test_a_database_that_is_down_for_a_while_is_waited_for(
     postgres_url: str, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
