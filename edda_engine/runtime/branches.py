@@ -17,6 +17,7 @@ from typing import Any
 
 from edda_engine.core.events import StepKey
 from edda_engine.core.replay import Branch
+from edda_engine.errors import LeaseLostError
 from edda_engine.runtime.unawaited import Unawaited
 
 _OUR_CODE = str(Path(__file__).parent)
@@ -69,8 +70,19 @@ async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Await user code; what would end the event loop, and every other instance with it, becomes an error."""
     try:
         return await coroutine
+    except LeaseLostError:
+        # The run is dropped, and with it whoever would have asked how this task has ended.
+        if (task := asyncio.current_task()) is not None:
+            task.add_done_callback(_is_heard)
+        raise
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"A workflow's code raised {type(error).__name__}({error})") from error
+
+
+def _is_heard(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from complaining that nobody has asked."""
+    if not task.cancelled():
+        task.exception()
 
 
 _line: ContextVar[Line | None] = ContextVar("edda_line", default=None)

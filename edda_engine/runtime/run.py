@@ -91,7 +91,7 @@ class Run:
 
     def begin(self) -> asyncio.Task[Any]:
         """Start the body's task."""
-        self.body = asyncio.get_running_loop().create_task(self._run_body(), name=f"edda:{self.instance_id}")
+        self.body = asyncio.get_running_loop().create_task(self._run_body(), name=f"edda:body:{self.instance_id}")
         return self.body
 
     @property

@@ -8,6 +8,9 @@ between. After too many in a row the instance is blocked: it stays visible, and 
 from __future__ import annotations
 
 import logging
+from functools import partial
+
+from sqlalchemy import Connection
 
 from edda_engine.core.failures import encode_error
 from edda_engine.errors import RepeatedCrashError
@@ -15,6 +18,7 @@ from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.storage import instances
+from edda_engine.storage.database import is_outage
 from edda_engine.storage.instances import Lease
 from edda_engine.storage.units import Block, Holder
 
@@ -27,6 +31,8 @@ class Takeovers:
     def __init__(self, *, worker_id: str, limit: int, committer: Committer, service: ServiceThread) -> None:
         self._worker_id, self._limit = worker_id, limit
         self._committer, self._service = committer, service
+        self._notes: list[tuple[str, int, int]] = []
+        self._is_writing = False
 
     def is_too_often(self, lease: Lease, past: Past) -> bool:
         """Whether so many workers have died of it that it must not be run."""
@@ -37,13 +43,24 @@ class Takeovers:
         return lease.takeovers > 0 and progress(past) > lease.takeover_progress
 
     async def note(self, lease: Lease, past: Past) -> None:
-        """Count from here."""
-        await self._service.write(
-            "note_takeover",
-            lambda conn: instances.note_takeover(
-                conn, instance_id=lease.instance_id, epoch=lease.epoch, progress=progress(past)
-            ),
-        )
+        """Count from here.
+
+        After a death a whole batch is claimed at once. Its notes share a transaction, because claims and renewals wait
+        for the same thread. One that cannot be written is written after the next takeover.
+        """
+        self._notes.append((lease.instance_id, lease.epoch, progress(past)))
+        if self._is_writing:
+            return
+        self._is_writing = True
+        try:
+            while self._notes:
+                notes, self._notes = self._notes, []
+                await self._service.write("note_takeover", partial(_note_all, notes=notes))
+        except Exception as error:
+            if not is_outage(error):
+                raise
+        finally:
+            self._is_writing = False
 
     async def block(self, lease: Lease, past: Past) -> None:
         """Keep everybody from running it until an operator says otherwise."""
@@ -53,6 +70,11 @@ class Takeovers:
         _log.error("%s", error)
         holder = Holder(lease.instance_id, self._worker_id, lease.epoch)
         await self._committer.commit(Block(holder, encode_error(error, with_traceback=False)))
+
+
+def _note_all(conn: Connection, *, notes: list[tuple[str, int, int]]) -> None:
+    for instance_id, epoch, recorded in notes:
+        instances.note_takeover(conn, instance_id=instance_id, epoch=epoch, progress=recorded)
 
 
 def progress(past: Past) -> int:

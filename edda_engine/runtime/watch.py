@@ -58,7 +58,7 @@ class LoopWatch:
         with contextlib.suppress(RuntimeError):
             task = asyncio.current_task(loop)
             if task is not None:
-                name = task.get_name().replace("edda:", "the body of instance ", 1)
+                name = task.get_name().replace("edda:body:", "the body of instance ", 1)
         frame = sys._current_frames().get(ident)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "its thread has ended"
         _log.warning(

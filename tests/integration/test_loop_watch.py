@@ -29,7 +29,7 @@ def run_blocked(watch: LoopWatch, released: threading.Event, caplog: pytest.LogC
 
     async def body() -> None:
         watch.start()
-        asyncio.current_task().set_name("edda:order-7")  # type: ignore[union-attr]
+        asyncio.current_task().set_name("edda:body:order-7")  # type: ignore[union-attr]
         threading.Thread(target=release).start()
         block_until(released)
         while not any("goes on after" in line for line in said(caplog)):
