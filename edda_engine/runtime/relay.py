@@ -16,6 +16,7 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -199,13 +200,13 @@ class Relay:
         for lane in lanes.values():
             task = asyncio.create_task(self._work_through(lane), name="edda:lane")
             self._lanes.add(task)
-            task.add_done_callback(self._has_ended)
+            task.add_done_callback(partial(self._has_ended, is_keyed=lane[0].event.ordering_key is not None))
 
-    def _has_ended(self, lane: asyncio.Task[None]) -> None:
+    def _has_ended(self, lane: asyncio.Task[None], *, is_keyed: bool) -> None:
         self._lanes.discard(lane)
         if not lane.cancelled() and (error := lane.exception()) is not None:
             _log.error("Publishing broke; the events are tried again when their lock has expired", exc_info=error)
-        if self._is_full:
+        if self._is_full or is_keyed:  # the next rows of a key are due now
             self._woken.set()
 
     # Publishing.

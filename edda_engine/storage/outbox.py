@@ -4,11 +4,14 @@ How it thinks. A writer only adds rows. A relay claims due ones: from then on th
 its lock ends, and every later change of theirs is conditional on that lock. ``next_attempt_at`` answers "is it
 due?" for pending and publishing rows alike, so the rows of a crashed relay are found by the same question.
 
-Events of one ordering key go out in the order of ``seq``. A row is claimed only together with, or after, all
-earlier rows of its key that are not done. Done is for ever, so a look that is out of date can only be too careful.
+Events of one ordering key go out in the order of ``seq``, one at a time. A row is claimed only together with, or
+after, all earlier rows of its key that are not done. Done is for ever, so a look that is out of date can only be too
+careful. But an earlier row may appear later: its transaction took longer, or it was dead and is tried again. It waits
+until nobody publishes later ones of its key any more; that nobody begins meanwhile is why claims of one key take turns.
+
 Rows that are due but have to wait are *postponed*, lest every claim look at all of them again; whoever is done
-with a row makes the next ones of its key due at once. For that no row may be postponed while the one before it
-gets done unnoticed: the one before it is locked meanwhile.
+with a row makes the next ones of its key due at once, and those that have appeared before it. For that no row may be
+postponed while the one it waits for gets done unnoticed: that one is locked meanwhile.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Float, bindparam, exists, insert, literal, select, text, update
+from sqlalchemy import Connection, Float, bindparam, exists, func, insert, literal, or_, select, text, true, update
 
 from edda_engine.core.ports import OutboxEvent
 from edda_engine.storage.schema import outbox
+from edda_engine.storage.serial import try_to_serialize_keys
 from edda_engine.storage.types import clock, clock_plus
 
 POSTPONED_SECONDS = 600.0
@@ -34,6 +38,8 @@ _LOOKED_AT = 1000
 """So many rows a claim looks at, if those that wait are in the way of those whose turn it is."""
 
 _C = outbox.c
+_IS_PUBLISHING = text("edda_outbox.status = 'publishing' AND edda_outbox.ordering_key IS NOT NULL")
+"""Written out, so that the partial index is found by it."""
 _GIVE_BACK = {"status": "pending", "locked_by": None, "lock_expires_at": None}
 _NOT_DUE = {"next_attempt_at": None, "locked_by": None, "lock_expires_at": None}
 
@@ -141,10 +147,11 @@ def claim_due(
     taken: list[int] = []
     postponed = 0
     for look_at in (limit, _LOOKED_AT):
-        free, waiting = _in_order(conn, _lock_due(conn, look_at, under_way, takes_over=takes_over))
+        due = _lock_due(conn, look_at, under_way, takes_over=takes_over)
+        free, waiting = _in_order(conn, due, _published_now(conn, due, under_way, takes_over=takes_over))
         free = free[: limit - len(taken)]
         _lock(conn, free, relay_id=relay_id, lock_seconds=lock_seconds)
-        postponed += _postpone(conn, waiting)
+        postponed += _postpone(conn, waiting, lock_seconds=lock_seconds)
         taken += free
         if not waiting or len(taken) > limit // 2:
             break
@@ -167,8 +174,32 @@ def _lock_due(conn: Connection, limit: int, under_way: Collection[int], *, takes
     return {row.seq: row.ordering_key for row in conn.execute(query)}
 
 
-def _in_order(conn: Connection, due: dict[int, str | None]) -> tuple[list[int], dict[int, int]]:
-    """Split rows that are locked into those whose turn it is, and those that wait, each with the row before it."""
+def _published_now(
+    conn: Connection, due: dict[int, str | None], under_way: Collection[int], *, takes_over: bool
+) -> dict[str, int]:
+    """The keys of these rows of which a row is being published, each with that row; whose turn it is not is left out.
+
+    A relay that has let its lock expire counts only if nobody may take over from it.
+    """
+    keys = {key for key in due.values() if key is not None}
+    if not keys:
+        return {}
+    ours = try_to_serialize_keys(conn, keys)
+    for seq in [seq for seq, key in due.items() if key is not None and key not in ours]:
+        del due[seq]  # somebody claims for this key at this moment
+    is_under_way = [_C.next_attempt_at > clock(), _C.seq.in_(under_way)] if takes_over else [true()]
+    query = (
+        select(_C.ordering_key, func.max(_C.seq))
+        .where(_IS_PUBLISHING, _C.ordering_key.in_(ours), or_(*is_under_way))
+        .group_by(_C.ordering_key)
+    )
+    return {row[0]: row[1] for row in conn.execute(query)}
+
+
+def _in_order(
+    conn: Connection, due: dict[int, str | None], published_now: dict[str, int]
+) -> tuple[list[int], dict[int, int]]:
+    """Split rows that are locked into those whose turn it is, and those that wait, each with the row it waits for."""
     unkeyed = [seq for seq, key in due.items() if key is None]
     keyed = [seq for seq, key in due.items() if key is not None]
     if not keyed:
@@ -185,9 +216,12 @@ def _in_order(conn: Connection, due: dict[int, str | None]) -> tuple[list[int], 
     )
     places: dict[int, int] = {}  # of the rows whose turn it is, within their key
     waiting: dict[int, int] = {}
-    for seq, previous in conn.execute(select(_C.seq, before).where(_C.seq.in_(keyed)).order_by(_C.seq)):
+    rows = conn.execute(select(_C.seq, _C.ordering_key, before).where(_C.seq.in_(keyed)).order_by(_C.seq))
+    for seq, key, previous in rows:
         place = 1 if previous is None else places.get(previous, ROWS_OF_A_KEY) + 1
-        if place <= ROWS_OF_A_KEY:
+        if key in published_now:
+            waiting[seq] = published_now[key] if previous is None else previous
+        elif place <= ROWS_OF_A_KEY:
             places[seq] = place
         else:
             waiting[seq] = previous
@@ -204,21 +238,24 @@ def _lock(conn: Connection, seqs: Sequence[int], *, relay_id: str, lock_seconds:
         )
 
 
-def _postpone(conn: Connection, waiting: dict[int, int]) -> int:
+def _postpone(conn: Connection, waiting: dict[int, int], *, lock_seconds: float) -> int:
     """Leave rows alone that wait for another one, if that one can be kept from being done until we have committed."""
     if not waiting:
         return 0
     others = set(waiting.values()) - waiting.keys()
     query = select(_C.seq).where(_C.seq.in_(others), _C.next_attempt_at.is_not(None))
     still_there = set(conn.execute(query.with_for_update(read=True, skip_locked=True)).scalars())
-    postponed: set[int] = set()
-    for seq, previous in sorted(waiting.items()):
-        if previous in still_there or previous in postponed:
-            postponed.add(seq)
-    if postponed:
-        later = clock_plus(literal(POSTPONED_SECONDS, Float))
-        conn.execute(update(outbox).where(_C.seq.in_(postponed)).values(next_attempt_at=later, **_GIVE_BACK))
-    return len(postponed)
+    for_earlier: set[int] = set()
+    for_later: set[int] = set()
+    for seq, other in sorted(waiting.items()):
+        if other in still_there or other in for_earlier or other in for_later:
+            (for_earlier if other < seq else for_later).add(seq)
+    # A later one that is handed back does not get done, and waits for the earlier one in its turn.
+    for seqs, seconds in ((for_earlier, POSTPONED_SECONDS), (for_later, lock_seconds)):
+        if seqs:
+            until = clock_plus(literal(seconds, Float))
+            conn.execute(update(outbox).where(_C.seq.in_(seqs)).values(next_attempt_at=until, **_GIVE_BACK))
+    return len(for_earlier) + len(for_later)
 
 
 def _claimed(row: Any) -> ClaimedEvent:
@@ -258,6 +295,10 @@ def record(conn: Connection, *, relay_id: str, outcomes: Sequence[Outcome]) -> s
                 values = {"status": "dead", "attempts": _C.attempts + 1, "last_error": outcome.reason}
                 conn.execute(update(outbox).where(_C.seq == outcome.seq).values(values | _NOT_DUE))
     make_next_due(conn, {seq: held[seq] for seq in published + dead})
+    _make_earlier_due(
+        conn,
+        {outcome.seq: held[outcome.seq] for outcome in ours if not (isinstance(outcome, HandedBack) and outcome.waits)},
+    )
     return set(held)
 
 
@@ -302,6 +343,22 @@ def make_next_due(conn: Connection, done: dict[int, str | None]) -> None:
         .values(next_attempt_at=clock()),
         after,
     )
+
+
+def _make_earlier_due(conn: Connection, ended: dict[int, str | None]) -> None:
+    """Rows that have appeared before these, whose publication has ended well or badly, wait for them no more."""
+    first: dict[str, int] = {}
+    for seq, key in ended.items():
+        if key is not None:
+            first[key] = min(seq, first.get(key, seq))
+    if first:
+        conn.execute(
+            update(outbox)
+            .where(_C.ordering_key == bindparam("key"), _C.next_attempt_at.is_not(None), _C.seq < bindparam("before"))
+            .where(_C.status == "pending", _C.next_attempt_at > clock())
+            .values(next_attempt_at=clock()),
+            [{"key": key, "before": seq} for key, seq in first.items()],
+        )
 
 
 def renew(conn: Connection, *, relay_id: str, seqs: Collection[int], lock_seconds: float) -> set[int]:

@@ -253,6 +253,13 @@ Index(
     postgresql_where=and_(outbox.c.ordering_key.is_not(None), outbox.c.next_attempt_at.is_not(None)),
     sqlite_where=and_(outbox.c.ordering_key.is_not(None), outbox.c.next_attempt_at.is_not(None)),
 )
+_IS_PUBLISHING = text("status = 'publishing' AND ordering_key IS NOT NULL")
+Index(
+    "ix_edda_outbox_publishing",
+    outbox.c.ordering_key,
+    postgresql_where=_IS_PUBLISHING,
+    sqlite_where=_IS_PUBLISHING,
+)
 Index(
     "ix_edda_outbox_published_at",
     outbox.c.published_at,

@@ -1,16 +1,24 @@
-"""The one lock of message delivery: who distributes messages, and who begins to want some, take turns.
+"""Turns: the one of message delivery, and one for each ordering key of the outbox.
 
-On PostgreSQL it is an advisory lock that ends with its transaction. A process that is stopped while it holds the lock
+Who distributes messages, and who begins to want some, take turns; so do relays that claim events of the same key. On
+PostgreSQL these are advisory locks that end with their transaction. A process that is stopped while it holds the lock
 would stop the delivery of all: the server ends such a transaction after a while. SQLite admits one writer anyway.
 """
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
 
 from sqlalchemy import Connection, text
 
 _KEY = 0x6564646D  # "eddm"
 _LIMIT = "set_config('idle_in_transaction_session_timeout', '10s', true)"
 _WAIT = text(f"SELECT pg_advisory_xact_lock({_KEY}), {_LIMIT}")
+_KEYS = 0x65646465  # "edde"
+_TRY_KEYS = text(
+    f"SELECT number FROM unnest(CAST(:numbers AS int[])) AS given (number) WHERE pg_try_advisory_xact_lock({_KEYS}, number)"
+)
 _TRY = text(f"SELECT pg_try_advisory_xact_lock({_KEY}), {_LIMIT}")
 
 
@@ -25,3 +33,12 @@ def try_to_serialize_delivery(conn: Connection) -> bool:
     if conn.dialect.name != "postgresql":
         return True
     return bool(conn.execute(_TRY).scalar_one())
+
+
+def try_to_serialize_keys(conn: Connection, keys: Collection[str]) -> set[str]:
+    """Take the turns of these ordering keys, but for those that somebody else has; returns whose turns are taken."""
+    if conn.dialect.name != "postgresql":
+        return set(keys)
+    numbers = {key: zlib.crc32(key.encode()) - 2**31 for key in keys}
+    taken = set(conn.execute(_TRY_KEYS, {"numbers": sorted(set(numbers.values()))}).scalars())
+    return {key for key, number in numbers.items() if number in taken}

@@ -161,6 +161,23 @@ def test_a_thousand_events_of_many_keys_arrive_once_and_in_the_order_of_their_ke
 # What the broker says.
 
 
+def test_the_rows_of_a_key_follow_each_other_without_a_poll(
+    database: Database, database_url: str, receiver: Receiver
+) -> None:
+    names = [f"a{number}" for number in range(1, 4 * outbox.ROWS_OF_A_KEY)]
+    write(database, *names)
+
+    async def main() -> None:
+        async with OutboxRelayer(database_url, broker_url=receiver.url, poll_interval_seconds=600.0) as relayer:
+            running = asyncio.create_task(relayer.run())
+            await until(lambda: len(receiver.taken_ids) == len(names), timeout=60)
+            relayer.stop()
+            await running
+
+    asyncio.run(main())
+    assert receiver.taken_ids == names
+
+
 def test_a_broker_that_is_busy_gets_the_event_again_until_it_takes_it(
     database: Database, tables: Tables, database_url: str, receiver: Receiver
 ) -> None:
@@ -201,7 +218,8 @@ def seconds_left(tables: Tables, name: str) -> float:
     [
         (lambda: "90", 85, 100),
         (lambda: format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True), 80, 100),
-        (lambda: "999999999", 86_000, 95_100),
+        (lambda: str(3 * 86_400), 259_000, 285_200),
+        (lambda: "999999999", 2_591_000, 2_851_300),
         (lambda: "tomorrow", 0, 1),
     ],
 )

@@ -26,9 +26,7 @@ def database(database_url: str) -> Iterator[Database]:
 def write(database: Database, *names: str) -> None:
     """Events, each in a transaction of its own; ``"a1"`` has the ordering key ``"a"``, ``"-1"`` has none."""
     for name in names:
-        key = None if name.startswith("-") else name.rstrip("0123456789")
-        event = OutboxEvent(name, "order.placed", "shop", "application/json", data_json="{}", ordering_key=key)
-        run(database, lambda conn, event=event: outbox.insert_events(conn, [(None, None, event)]))  # type: ignore[misc]
+        run(database, lambda conn, name=name: outbox.insert_events(conn, [(None, None, _event(name))]))  # type: ignore[misc]
 
 
 def claim(database: Database, relay_id: str = "r", *, limit: int = 100, **options: Any) -> list[str]:
@@ -142,6 +140,66 @@ def test_a_dead_row_keeps_nobody_back(database: Database) -> None:
 
     assert claim(database) == ["a2"]
     assert (look(database, "status", "a1"), look(database, "last_error", "a1")) == ("dead", "404 Not Found")
+
+
+def retried_beside_later_ones(database: Database) -> Claim:
+    """``a1`` was refused and is tried again while its relay still has ``a2`` and ``a3``; returns these."""
+    write(database, "a1", "a2", "a3")
+    first, *later = claimed(database).events
+    record(database, Dead(first.seq, "404 Not Found"))
+    assert run(database, lambda conn: outbox_upkeep.retry(conn, ["a1"])) == ["a1"]
+    return Claim(tuple(later))
+
+
+def test_an_earlier_row_that_appears_waits_until_no_later_one_is_being_published(database: Database) -> None:
+    second, third = retried_beside_later_ones(database).events
+
+    assert claimed(database, "r2") == Claim((), postponed=1)
+    record(database, Published(second.seq))
+    assert claim(database, "r2") == []
+    record(database, Published(third.seq))
+    assert claim(database, "r2") == ["a1"]
+
+
+def test_an_earlier_row_that_appears_is_next_when_a_later_one_has_to_be_tried_again(database: Database) -> None:
+    second, third = retried_beside_later_ones(database).events
+    assert claim(database, "r2") == []
+
+    record(database, Delayed(second.seq, 500.0, "busy"), HandedBack(third.seq, waits=True))
+
+    assert claim(database, "r2") == ["a1"]
+    assert not is_due(database, "a2")
+
+
+def test_an_earlier_row_that_appears_goes_first_when_the_relay_of_later_ones_is_gone(database: Database) -> None:
+    retried_beside_later_ones(database)
+    pass_time(database, "a2", "a3")
+    assert claim(database, "r2", takes_over=False) == []  # it may only be out of reach
+    pass_time(database, "a1")
+    assert claim(database, "r2") == ["a1", "a2", "a3"]
+
+
+def test_two_relays_do_not_claim_rows_of_a_key_at_the_same_moment(postgres_url: str) -> None:
+    with storage(postgres_url) as database:
+        late = database.engine.connect()
+        with late.begin():
+            outbox.insert_events(late, [(None, None, _event("a1"))])
+            write(database, "a2")
+            with database.write() as claiming:
+                found = outbox.claim_due(claiming, relay_id="r1", limit=100, lock_seconds=60.0)
+                assert names_of(found) == ["a2"]
+                late.get_transaction().commit()  # type: ignore[union-attr]
+                write(database, "-1")
+                assert claim(database, "r2") == ["-1"]
+        late.close()
+        assert claimed(database, "r2") == Claim((), postponed=1)
+        publish(database, found, "r1")
+        assert claim(database, "r2") == ["a1"]
+
+
+def _event(name: str) -> OutboxEvent:
+    key = None if name.startswith("-") else name.rstrip("0123456789")
+    return OutboxEvent(name, "order.placed", "shop", "application/json", data_json="{}", ordering_key=key)
 
 
 def test_rows_that_wait_are_looked_at_once_and_are_in_nobodys_way(database: Database) -> None:
@@ -365,5 +423,6 @@ def test_a_claim_and_a_record_use_indexes(database: Database) -> None:
 
     assert "ix_edda_outbox_due" in plans[0]
     assert any("ix_edda_outbox_ordering_key" in found for found in plans)
+    assert any("ix_edda_outbox_publishing" in found for found in plans)
     scans = [found for found in plans if "Seq Scan" in found or "SCAN edda_outbox\n" in found + "\n"]
     assert scans == []

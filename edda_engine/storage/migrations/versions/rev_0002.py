@@ -140,6 +140,8 @@ def _number_the_outbox() -> None:
         ["ordering_key", "seq"],
         "ordering_key IS NOT NULL AND next_attempt_at IS NOT NULL",
     )
+    is_publishing = "status = 'publishing' AND ordering_key IS NOT NULL"
+    _partial_index("ix_edda_outbox_publishing", "edda_outbox", ["ordering_key"], is_publishing)
     _partial_index("ix_edda_outbox_published_at", "edda_outbox", ["published_at"], "published_at IS NOT NULL")
 
 
