@@ -48,7 +48,8 @@ from edda_engine.threads import DaemonThreads
 
 _log = logging.getLogger(__name__)
 
-OUTAGE_PAUSE_SECONDS = 0.5
+OUTAGE_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
+"""Between attempts that could not be committed: a database may answer and still write nothing, for want of room."""
 MAX_RECORDED_ERRORS = 50
 
 
@@ -137,6 +138,7 @@ class StepWork:
         """
         if self._state.due_in_seconds > 0:
             await self._run.pause(self._state.due_in_seconds)
+        pauses = iter(OUTAGE_PAUSES_SECONDS)
         while True:
             number = self._state.attempts + 1
             self._run.hook("on_activity_start", self._key.activity_id, self._activity.name, number)
@@ -158,7 +160,7 @@ class StepWork:
                         "Activity %s of %s lost the database and is run again when it answers: %s",
                         self._key.activity_id, self._run.instance_id, outage_in_words(error),
                     )  # fmt: skip
-                    await asyncio.sleep(OUTAGE_PAUSE_SECONDS)
+                    await asyncio.sleep(next(pauses, OUTAGE_PAUSES_SECONDS[-1]))
                     recorded = await self._run.owner.find_recorded(self._run.instance_id, self._key.activity_id)
                     if recorded is not None:  # the commit had succeeded, only its answer was lost
                         return self._run.answer(self._activity, recorded)
