@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
+
+from sqlalchemy import Connection
 
 from edda_engine.runtime.service import ServiceThread
-from edda_engine.storage import pruning, retention
+from edda_engine.storage import pruning, received, retention
 from edda_engine.storage.database import is_outage
 
 _log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 300.0
 _DAY_SECONDS = 86_400.0
+_RECEIVED = 1000
 _BETWEEN_BATCHES_SECONDS = 0.05
 """The thread also claims: work that is due must not wait for all that is to be deleted."""
 
@@ -41,25 +45,26 @@ class Upkeep:
 
     async def prune(self) -> int:
         """Delete everything that is due for it; returns how many rows."""
-        total = 0
-        while True:
-            count = await self._service.write(
-                "prune", lambda conn: retention.prune_messages(conn, retention_seconds=self._retention_seconds)
+        old = self._retention_seconds
+        total = await self._prune_all(
+            "prune", lambda conn: retention.prune_messages(conn, retention_seconds=old), batch=retention.BATCH
+        )
+        # Events that come forget as many; this is for those after which none has come.
+        total += await self._prune_all(
+            "prune", lambda conn: received.forget_expired(conn, at_most=_RECEIVED), batch=_RECEIVED
+        )
+        if (ended := self._instance_seconds) is not None:
+            total += await self._prune_all(
+                "prune_instances",
+                lambda conn: pruning.prune_instances(conn, older_than_seconds=ended),
+                batch=pruning.BATCH,
             )
-            total += count
-            if count < retention.BATCH:
-                return total + await self._prune_instances()
+        return total
 
-    async def _prune_instances(self) -> int:
-        seconds = self._instance_seconds
-        if seconds is None:
-            return 0
-        total = 0
-        while True:
-            count = await self._service.write(
-                "prune_instances", lambda conn: pruning.prune_instances(conn, older_than_seconds=seconds)
-            )
-            total += count
-            if count < pruning.BATCH:
-                return total
+    async def _prune_all(self, name: str, prune_some: Callable[[Connection], int], *, batch: int) -> int:
+        total = count = await self._service.write(name, prune_some)
+        while count >= batch:
             await asyncio.sleep(_BETWEEN_BATCHES_SECONDS)
+            count = await self._service.write(name, prune_some)
+            total += count
+        return total
