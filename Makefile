@@ -4,7 +4,7 @@ DB ?= sqlite
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test check run bench bench-throughput bench-writing bench-waiting bench-costs bench-plot bench-recovery chaos docs format clean
+.PHONY: help demo test faults check run bench bench-throughput bench-writing bench-waiting bench-costs bench-plot bench-recovery chaos docs format clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,9 @@ run: $(VENV)/.dev  ## serve the example shop on http://127.0.0.1:8000
 
 test: $(VENV)/.dev  ## run every test on SQLite and on a private PostgreSQL
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+faults: $(VENV)/.dev  ## try every fault at every commit, and print the table
+	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/faults/test_fault_table.py $(ARGS)
 
 chaos: DB = postgresql
 chaos: $(VENV)/.dev  ## kill, pause and restart everything under thousands of orders; DB=sqlite for SQLite

@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 from edda_engine.activity import activities
 from edda_engine.workflow import workflows
 from edda_wsgi.application import everywhere
+from tests.faults.matrix import pytest_terminal_summary as pytest_terminal_summary
 
 
 @pytest.fixture(scope="session")

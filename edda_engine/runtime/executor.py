@@ -277,7 +277,7 @@ class Executor:
     async def _hand_back(self, lease: Lease, delay: float) -> None:
         ids = [lease.instance_id]
         release = partial(instances.release, worker_id=self._worker_id, instance_ids=ids, delay_seconds=delay)
-        while not await self._service.write("hand_back", release) and not self.is_draining:
+        while not await self._service.write_until_answered("hand_back", release) and not self.is_draining:
             await asyncio.sleep(_LOCKED_PAUSE_SECONDS)
 
     async def _drive(self, run: Run) -> None:

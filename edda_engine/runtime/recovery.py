@@ -19,7 +19,6 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 FORGET_AFTER_SECONDS = 86_400.0
 _SWEEP_SECONDS = 600.0
-_PAUSE_SECONDS = 0.1
 
 
 class Recovery:
@@ -48,15 +47,7 @@ class Recovery:
             instances.save_definitions(conn, declared)
             notifications.notify(conn, notifications.WORKERS_CHANNEL, self._service_name)
 
-        while True:
-            try:
-                await self._service.write("register", enter)
-                return
-            except Exception as error:
-                if not is_outage(error):
-                    raise
-                await asyncio.sleep(_PAUSE_SECONDS)
-                await self._service.wait_until_reachable()
+        await self._service.write_until_answered("register", enter)
 
     async def unregister(self) -> None:
         """Remove this worker, and hand back what it could not while it drained: nobody would look for that any more."""

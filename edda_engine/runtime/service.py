@@ -39,6 +39,17 @@ class ServiceThread:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, in_transaction)
 
+    async def write_until_answered(self, name: str, work: Callable[[Connection], T]) -> T:
+        """The same, again and again while the database is away; it may have been done already, and only the answer lost."""
+        while True:
+            try:
+                return await self.write(name, work)
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+            await asyncio.sleep(_PAUSES[0])
+            await self.wait_until_reachable()
+
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run *work* on a connection, reading; each of its statements by itself."""
 

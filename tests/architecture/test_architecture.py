@@ -118,7 +118,9 @@ def passed_points() -> set[str]:
     written = {
         call.args[0].value
         for call in calls
-        if ast.unparse(call.func) in ("self._service.write", "application.client.write", "self.write")
+        if re.fullmatch(
+            r"self\._service\.write(_until_answered)?|application\.client\.write|self\.write", ast.unparse(call.func)
+        )
         if isinstance(call.args[0], ast.Constant)
     }
     return named | {f"{name}.{when}_commit" for name in written for when in ("before", "after")}

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import httpx
 import psutil
 
+from tests.faults import forks
 from tests.faults.ledger import Ledger
 from tests.support import eventually
 
@@ -21,10 +23,36 @@ _ROOT = Path(__file__).parents[2]
 _EXIT_SECONDS = 40.0
 
 
+class Forked:
+    """A forked process, with what is needed of the interface of ``Popen``."""
+
+    def __init__(self, process: ForkServerProcess) -> None:
+        assert process.pid is not None
+        self._process, self.pid = process, process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("fork", timeout or 0.0)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
 class Process:
     """One process of the shop, or a gunicorn master with its workers."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], log: Path, base_url: str = "") -> None:
+    def __init__(self, popen: subprocess.Popen[bytes] | Forked, log: Path, base_url: str = "") -> None:
         self._popen, self._log, self._base_url = popen, log, base_url
         self.pid = popen.pid
 
@@ -107,11 +135,13 @@ class Shop:
         :param through: A command that executes it somewhere else, such as on another host.
         """
         environment = {"SHOP_PROBE": probe, **_prefixed(settings)}
-        return self._start(["flask", "work", *orders], environment, through=through)
+        if through:
+            return self._start(["flask", "work", *orders], environment, through=through)
+        return self.fork("flask", "work", *orders, **environment)
 
     def place(self, *orders: str) -> None:
         """Place orders from a process that ends at once."""
-        assert self.run("flask", "place", *orders).wait() == 0
+        assert self.fork("flask", "place", *orders).wait() == 0
 
     def gunicorn(self, *options: str, workers: int = 2, environment: dict[str, str] | None = None) -> Process:
         """A gunicorn master on a port that the test owns."""
@@ -135,6 +165,14 @@ class Shop:
     def run(self, *command: str, **environment: str) -> Process:
         """Any module as a command."""
         return self._start(list(command), environment)
+
+    def fork(self, *command: str, **environment: str) -> Process:
+        """Any module as a command, in a process forked from one that has imported everything."""
+        log = self._folder / f"log-{len(self._started)}"
+        forked = forks.fork(forks.run_module, *command, log=log, environment=self._environment | environment)
+        process = Process(Forked(forked), log)
+        self._started.append(process)
+        return process
 
     # What the activities note, and the gate they wait at.
 

@@ -36,7 +36,8 @@ from edda_engine.storage.messages import insert_messages
 from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.units import AlreadyRecorded, BatchOutcome, Holder, Take, Unit
 from tests.faults.conversation import Kept
-from tests.faults.talkers import DONE, Talkers
+from tests.faults.forks import DONE
+from tests.faults.talkers import Talkers
 from tests.integration.engines import SERVICE, Tables, edda, run, storage
 from tests.integration.talks import asleep, nothing_is_kept
 from tests.support import eventually
@@ -294,10 +295,10 @@ def test_a_process_that_is_stopped_while_it_delivers_is_waited_for_not_longer_th
 ) -> None:
     kept, talkers = Kept(postgres_url), Talkers(postgres_url, tmp_path)
     try:
-        stopped = talkers.start("claim.before_commit", action="stop while delivering", lock_timeout_seconds=2.0)
-        talkers.wait_until_stopped(stopped, may_hold_locks=True)
+        stopped = talkers.talk("claim.before_commit", action="stop while delivering", lock_timeout_seconds=2.0)
+        talkers.wait_until_it_stops(stopped, may_hold_locks=True)
 
-        assert talkers.end_of(talkers.start(lock_timeout_seconds=2.0)) == DONE
+        assert talkers.end_of(talkers.talk(lock_timeout_seconds=2.0)) == DONE
 
         talkers.wake_all()
         assert talkers.end_of(stopped) == DONE

@@ -1,42 +1,14 @@
-"""A process is killed at every named point of a step; the next one goes on as if nothing had happened."""
+"""A process is killed; the next one, or a sibling, goes on. What happens at each point is in the fault table."""
 
 from __future__ import annotations
 
 import random
 
-import pytest
-
-from edda_engine.runtime.probes import STEP_POINTS
 from tests.faults.ledger import Ledger
 from tests.faults.processes import Shop, wait_for
 from tests.support import eventually
 
 SOON = {"recovery_interval_seconds": 0.2, "poll_interval_seconds": 0.2}
-
-# The first passing of each point, and later ones in the middle of the two orders: a step in the activity's own
-# transaction, a branch, the second order's end.
-KILLS = [
-    *((point, 1) for point in STEP_POINTS),
-    *((point, 3) for point in STEP_POINTS if point.startswith(("step.", "batch."))),
-    *((point, 7) for point in STEP_POINTS if point.startswith("activity.")),
-    *((point, 2) for point in STEP_POINTS if point.startswith("end.")),
-]
-
-
-@pytest.mark.parametrize(("point", "passing"), KILLS)
-def test_orders_are_fulfilled_exactly_once_when_their_process_is_killed_at(
-    point: str, passing: int, ledger: Ledger, shop: Shop
-) -> None:
-    killed = shop.work("fulfil:1", "fulfil_plainly:1", probe=f"{point} {passing} kill")
-    assert killed.wait() == 9
-
-    second = shop.work(**SOON)
-
-    wait_for(second, lambda: ledger.have_completed(["fulfil-1", "fulfil_plainly-1"]))
-    ledger.assert_exactly_once(["fulfil-1", "fulfil_plainly-1"])
-    wait_for(second, lambda: ledger.live_pids() == {second.pid})
-    second.terminate()
-    assert second.wait() == 0
 
 
 def test_an_activity_runs_once_more_at_most_for_each_kill(ledger: Ledger, shop: Shop) -> None:
