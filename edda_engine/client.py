@@ -21,7 +21,7 @@ from edda_engine.core.codec import is_storable, is_storable_id, parse
 from edda_engine.core.events import HistoryEvent
 from edda_engine.core.ports import ChannelMode, NewInstance, OutboxEvent, OutgoingMessage
 from edda_engine.core.status import Status
-from edda_engine.errors import DatabaseUnavailableError, InstanceNotFoundError, UsageError
+from edda_engine.errors import ChannelModeConflictError, DatabaseUnavailableError, InstanceNotFoundError, UsageError
 from edda_engine.outcomes import Ended, last_run, outcome_of_row
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.settings import EngineSettings
@@ -300,16 +300,24 @@ def retry_with(conn: Connection, instance_id: str) -> bool:
 
     :returns: False if the instance needs no such help: it is under way, or has ended otherwise.
     :raises InstanceNotFoundError: there is none of that id.
+    :raises ChannelModeConflictError: it had subscribed to a channel that others use in another mode by now. Nothing is
+        changed.
     """
     _refuse_impossible(instance_id)
     row = instances.find(conn, instance_id)
     if row is None:
         raise InstanceNotFoundError(instance_id)
+    has_failed = row["status"] == Status.FAILED
+    wanted = history.subscriptions(conn, instance_id) if has_failed else {}
+    for channel, mode in wanted.items():  # before anything is changed: whoever catches the error may commit
+        found = channels.conflict(conn, channel=channel, mode=ChannelMode(mode))
+        if found is not None:
+            raise ChannelModeConflictError(channel, found.recorded, mode)
     if not instances.take_up_again(conn, instance_id):
         return False
-    if row["status"] == Status.FAILED:
+    if has_failed:
         history.forget_last_failure(conn, instance_id)
-        for channel, mode in history.subscriptions(conn, instance_id).items():
+        for channel, mode in wanted.items():
             channels.subscribe(conn, mailbox=row["mailbox"], channel=channel, mode=ChannelMode(mode))
     return True
 

@@ -37,6 +37,8 @@ class Parameters:
                 f"{name!r} at {place_of(function)} has a parameter {reserved!r}, which is reserved; rename it."
             )
         self.signature = inspect.Signature(parameters[1:])
+        is_by_place = parameters[0].kind is inspect.Parameter.POSITIONAL_ONLY
+        self._context_name = None if is_by_place else parameters[0].name
         self._kinds = {parameter.name: parameter.kind for parameter in parameters[1:]}
         self._codecs: dict[str, Codec] = {
             parameter.name: codec_for(self._annotation(parameter, hints)) for parameter in parameters[1:]
@@ -92,6 +94,8 @@ class Parameters:
         """
         if self._simple is not None and not kwargs and len(args) == len(self._simple):
             return dict(zip(self._simple, args, strict=True))
+        if self._context_name in kwargs:
+            raise TypeError(f"{self._context_name!r} is the context, and no argument")
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments

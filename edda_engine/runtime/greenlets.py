@@ -21,7 +21,7 @@ class _Body(greenlet):  # type: ignore[misc]  # greenlet has no stubs
         self.gr_context = parent.gr_context
 
 
-async def run_in_greenlet(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def run_in_greenlet(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a plain function that may use :func:`wait_in_greenlet`; returns what it returns."""
     body = _Body(function, getcurrent())
     value = body.switch(*args, **kwargs)

@@ -31,11 +31,10 @@ def subscribe(conn: Connection, *, mailbox: str, channel: str, mode: ChannelMode
 
     What was sent before is distributed first, so that a broadcast of the past does not reach a new subscriber.
     """
-    serialize_delivery(conn)
-    delivery.distribute_all(conn)
-    recorded = _mode_of(conn, mailbox, channel, mode)
-    if recorded != mode:
-        return ModeConflict(recorded)
+    found = conflict(conn, channel=channel, mode=mode)
+    if found is not None:
+        return found
+    _set_mode(conn, channel, mode)
     dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
     conn.execute(
         dialect_insert(subscriptions)
@@ -43,6 +42,18 @@ def subscribe(conn: Connection, *, mailbox: str, channel: str, mode: ChannelMode
         .on_conflict_do_nothing()
     )
     return None
+
+
+def conflict(conn: Connection, *, channel: str, mode: ChannelMode) -> ModeConflict | None:
+    """What keeps everybody from subscribing in this mode, if anything; it stays so until the transaction ends."""
+    serialize_delivery(conn)
+    delivery.distribute_all(conn)
+    recorded = _recorded_mode(conn, channel)
+    if recorded is None or recorded == mode:
+        return None
+    others = select(_C.mailbox).where(_C.channel == channel).limit(1)
+    is_used = conn.execute(others).first() is not None or _has_queue(conn, channel)
+    return ModeConflict(recorded) if is_used else None
 
 
 def unsubscribe(conn: Connection, *, mailbox: str, channel: str) -> None:
@@ -66,15 +77,15 @@ def forget_mailboxes(conn: Connection, mailboxes: Collection[str]) -> None:
         inboxes.empty(conn, mailboxes)
 
 
-def _mode_of(conn: Connection, mailbox: str, channel: str, wanted: ChannelMode) -> str:
-    """The mode of the channel, which is *wanted* if nobody uses it otherwise."""
-    mode = conn.execute(select(channels.c.mode).where(channels.c.channel == channel)).scalar()
-    if mode is not None and mode != wanted:
-        others = select(_C.mailbox).where(_C.channel == channel).limit(1)
-        if conn.execute(others).first() is not None or _has_queue(conn, channel):
-            return str(mode)
-        conn.execute(update(channels).where(channels.c.channel == channel).values(mode=wanted))
-    elif mode is None:
+def _recorded_mode(conn: Connection, channel: str) -> str | None:
+    mode: str | None = conn.execute(select(channels.c.mode).where(channels.c.channel == channel)).scalar()
+    return mode
+
+
+def _set_mode(conn: Connection, channel: str, wanted: ChannelMode) -> None:
+    """The channel has this mode from now on: nobody uses it otherwise."""
+    recorded = _recorded_mode(conn, channel)
+    if recorded is None:
         dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
         conn.execute(
             dialect_insert(channels).values(channel=channel, mode=wanted, created_at=clock()).on_conflict_do_nothing()
@@ -82,7 +93,8 @@ def _mode_of(conn: Connection, mailbox: str, channel: str, wanted: ChannelMode) 
         if wanted is not ChannelMode.COMPETING:
             # Sent while nobody knew the channel's mode: kept for competing receivers, past for the others.
             _drop_queue(conn, channel)
-    return wanted
+    elif recorded != wanted:
+        conn.execute(update(channels).where(channels.c.channel == channel).values(mode=wanted))
 
 
 def _has_queue(conn: Connection, channel: str) -> bool:

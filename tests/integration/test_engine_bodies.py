@@ -54,6 +54,19 @@ def sync_child(ctx: SyncWorkflowContext, number: int) -> int:
     return add_async(ctx, add_sync(ctx, number))
 
 
+@workflow
+def echo(ctx: SyncWorkflowContext, function: str, **more: str) -> list[str]:
+    return [function, *more.values()]
+
+
+def test_parameters_of_a_plain_body_may_have_any_name(sqlite_url: str) -> None:
+    async def main() -> Any:
+        async with edda(sqlite_url) as app:
+            return await app.result(await echo.start(function="a", args="b", self="c", parent="d"), timeout=20)
+
+    assert asyncio.run(main()) == ["a", "b", "c", "d"]
+
+
 def test_an_async_body_mixes_sync_and_async_activities(database_url: str) -> None:
     @workflow
     async def mixed(ctx: WorkflowContext, number: int) -> int:

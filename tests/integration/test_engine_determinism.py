@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 
 from edda_engine import (
+    ChannelModeConflictError,
     ResultTimeoutError,
     SyncWorkflowContext,
     TerminalError,
     WorkflowContext,
     WorkflowFailedError,
     activity,
+    receive,
+    subscribe,
     workflow,
 )
+from edda_engine.client import retry_with
 from edda_engine.core.status import Status
-from tests.integration.engines import Gate, Tables, edda, interrupted_at, until
+from tests.integration.engines import Gate, Tables, edda, interrupted_at, storage, until
+from tests.integration.talks import asleep
 
 runs: list[str] = []
 asked_for: list[str] = []
@@ -244,6 +249,45 @@ def test_retry_of_a_failed_workflow_tries_its_last_failed_step_anew(database_url
 
     assert asyncio.run(main()) == "fixed"
     assert done == ["first", "fragile", "fragile"]
+
+
+@workflow
+async def hears_all(ctx: WorkflowContext) -> None:
+    await subscribe(ctx, "orders", "broadcast")
+    raise TerminalError("broken")
+
+
+@workflow
+async def takes_one(ctx: WorkflowContext) -> None:
+    await subscribe(ctx, "orders", "competing")
+    await receive(ctx, "orders")
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_retry_is_refused_and_changes_nothing_when_the_channel_has_another_mode_by_now(
+    database_url: str, is_joined: bool
+) -> None:
+    tables = Tables(database_url)
+
+    async def main() -> Any:
+        async with edda(database_url) as app:
+            instance_id = await app.start(hears_all)
+            with pytest.raises(WorkflowFailedError):
+                await app.result(instance_id, timeout=20)
+            await asleep(tables, await app.start(takes_one))
+            before = tables.instance(instance_id)
+            if is_joined:
+                refused = pytest.raises(ChannelModeConflictError, match="'competing'")
+                with storage(database_url) as database, database.write() as conn, refused:  # and committed all the same
+                    retry_with(conn, instance_id)
+            else:
+                with pytest.raises(ChannelModeConflictError, match="'competing'"):
+                    await app.retry(instance_id)
+            return before, tables.instance(instance_id)
+
+    before, after = asyncio.run(main())
+    assert after == before
+    assert tables.value("SELECT count(*) FROM edda_subscriptions") == 1
 
 
 def test_a_history_of_a_newer_format_is_left_alone_with_one_warning_and_goes_on_when_it_can_be_read(

@@ -287,6 +287,18 @@ def test_the_context_may_be_positional_only_and_have_any_name() -> None:
     assert input_of(fulfil, 7) == {"order_id": 7}
 
 
+def test_the_context_is_no_argument_even_where_any_name_is_one() -> None:
+    @workflow
+    async def anything(ctx: WorkflowContext, **more: int) -> None: ...
+
+    @workflow
+    async def by_place(ctx: Any, /, **more: int) -> None: ...
+
+    with pytest.raises(InvalidInputError, match="'ctx' is the context"):
+        prepared(anything, ctx=7)
+    assert input_of(by_place, ctx=7) == {"more": {"ctx": 7}}
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs", "problem"),
     [
