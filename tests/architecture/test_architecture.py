@@ -119,7 +119,8 @@ def passed_points() -> set[str]:
         call.args[0].value
         for call in calls
         if re.fullmatch(
-            r"self\._service\.write(_until_answered)?|application\.client\.write|self\.write", ast.unparse(call.func)
+            r"self\._service\.write(_until_answered)?|application\.client\.write|self\.write|self\._prune_all",
+            ast.unparse(call.func),
         )
         if isinstance(call.args[0], ast.Constant)
     }
