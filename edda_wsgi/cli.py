@@ -76,7 +76,8 @@ def worker(processes: int) -> None:
     import_modules(application.settings.workflows)
     if processes > 1 and not is_supervised():
         click.echo(f"edda {__version__}: {processes} workers for {application.settings.service_name!r}", err=True)
-        Supervisor(processes, shutdown_seconds=application.settings.shutdown_seconds).run()
+        if not Supervisor(processes, shutdown_seconds=application.settings.shutdown_seconds).run():
+            sys.exit(_EXIT_PROBLEM)
         return
     click.echo(f"edda {__version__}: worker for service {application.settings.service_name!r}", err=True)
     click.echo(f"  database   {_shown_url(application)}", err=True)

@@ -83,7 +83,7 @@ def run_until_signalled(application: Application, *, ends_process: bool = False)
                 raise error
         application.stop_engine(None)
         if ends_process:
-            signals.ignore_from_now_on()
+            signals.ignore_from_now_on(exit_status=0)
 
 
 def _start_unless_testing(app: Flask, application: Application) -> None:

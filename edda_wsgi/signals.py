@@ -30,6 +30,7 @@ class StopSignals:
         self._hurry = hurry
         self._notes: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._is_asked = self._is_over = False
+        self._exit_status = 0
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopSignals:
@@ -50,16 +51,16 @@ class StopSignals:
                 return False
         return True
 
-    def ignore_from_now_on(self) -> None:
+    def ignore_from_now_on(self, *, exit_status: int) -> None:
         """All is done and this process is ending: no signal changes its exit status any more."""
-        self._is_over = True
+        self._exit_status, self._is_over = exit_status, True
         # Not by a function of ours: when the interpreter ends it gives those signals back to the system, which kills.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
     def _take(self, number: int, _frame: types.FrameType | None) -> None:
         if self._is_over:
-            os._exit(0)  # Ctrl-C while the threads of somebody else keep the process from its end
+            os._exit(self._exit_status)  # Ctrl-C while the threads of somebody else keep the process from its end
         if self._is_asked and number == signal.SIGINT:
             self._hurry()
         self._is_asked = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -57,16 +58,21 @@ class Supervisor:
         self._patience = shutdown_seconds + _EXTRA_SECONDS
         self._must_hurry = False
 
-    def run(self) -> None:
-        """Start the workers and look after them; return when all have ended after a signal, to end the process."""
+    def run(self) -> bool:
+        """Start the workers and look after them; return when all have ended after a signal, to end the process.
+
+        :returns: False if some had to be killed, because they took too long or somebody did not want to wait.
+        """
+        are_drained = False
         with StopSignals(self._hurry) as signals:
             try:
                 self._look_after_all()
                 while not signals.wait(_LOOK_SECONDS):
                     self._look_after_all()
             finally:
-                self._stop_all()
-            signals.ignore_from_now_on()
+                are_drained = self._stop_all()
+            signals.ignore_from_now_on(exit_status=0 if are_drained else 1)
+        return are_drained
 
     def _hurry(self) -> None:
         self._must_hurry = True
@@ -95,7 +101,8 @@ class Supervisor:
             place.process = subprocess.Popen(self._command, env=environment)
             place.started_at = now
 
-    def _stop_all(self) -> None:
+    def _stop_all(self) -> bool:
+        are_drained = True
         processes = [place.process for place in self._places if place.process is not None]
         for process in processes:
             process.terminate()
@@ -104,8 +111,8 @@ class Supervisor:
             while process.poll() is None and time.monotonic() < deadline and not self._must_hurry:
                 time.sleep(0.05)
             if process.poll() is None:
-                _log.warning(
-                    "Worker process %s did not end in time and is killed; its work goes on elsewhere", process.pid
-                )
+                _log.warning("Worker process %s has not ended and is killed; its work goes on elsewhere", process.pid)
                 process.kill()
-            process.wait()
+            # One that was told to stop before it could listen had nothing under way.
+            are_drained &= process.wait() in (0, -signal.SIGTERM)
+        return are_drained

@@ -140,6 +140,7 @@ def test_workers_that_are_recycled_after_a_few_requests_lose_nothing(ledger: Led
 
     ledger.assert_exactly_once(instance_ids)
     assert len(pids) > 3
+    assert "died" not in server.log  # each of them has handed over
 
 
 def test_a_second_server_goes_on_when_the_first_is_killed_with_all_its_workers(ledger: Ledger, shop: Shop) -> None:

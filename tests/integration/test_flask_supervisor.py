@@ -33,12 +33,16 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+# Whatever the database: each test has processes, which cost a second each.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
 @contextmanager
 def supervised(shop: ShopProcess, database_url: str) -> Iterator[tuple[subprocess.Popen[str], set[int]]]:
     shop.run("edda", "upgrade")
     supervisor = shop.begin("edda", "worker", "--processes", "2")
     try:
-        eventually(lambda: len(workers(database_url)) == 2, timeout=40)
+        eventually(lambda: len(workers(database_url)) == 2, timeout=90)
         yield supervisor, workers(database_url)
     finally:
         if supervisor.poll() is None:
@@ -46,6 +50,7 @@ def supervised(shop: ShopProcess, database_url: str) -> Iterator[tuple[subproces
             supervisor.communicate(timeout=20)
 
 
+@on_sqlite
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_all_stop_cleanly_with_their_supervisor(note_shop: ShopProcess, database_url: str, number: int) -> None:
     with supervised(note_shop, database_url) as (supervisor, pids):
@@ -54,19 +59,20 @@ def test_all_stop_cleanly_with_their_supervisor(note_shop: ShopProcess, database
         assert workers(database_url) == set()
 
 
-def test_a_second_sigterm_does_not_hurt(note_shop: ShopProcess, database_url: str) -> None:
-    note_shop.run("edda", "upgrade")
-    note_shop.run("edda", "start", "take_note", "--input", '{"text": "slow", "seconds": 3}', "--instance-id", "n")
-    worker = note_shop.begin("edda", "worker")
-    eventually(note_shop.mark.exists, timeout=40)
-    worker.send_signal(signal.SIGTERM)
-    status, told = stop(worker, signal.SIGTERM)
-    assert status == 0, told
-    with outside(database_url) as engine, engine.connect() as conn:
-        # The activity that was under way has ended and is saved, once.
-        assert conn.execute(text("SELECT text FROM note")).scalars().all() == ["slow"]
+@on_sqlite
+def test_ctrl_c_again_ends_them_all_at_once_and_says_so_by_its_status(
+    note_shop: ShopProcess, database_url: str
+) -> None:
+    with supervised(note_shop, database_url) as (supervisor, pids):
+        note_shop.run("edda", "start", "take_note", "--input", '{"text": "slow", "seconds": 300}')
+        eventually(note_shop.mark.exists, timeout=40)
+        eventually(lambda: supervisor.poll() is not None or supervisor.send_signal(signal.SIGINT), pause=0.2)
+        supervisor.communicate(timeout=20)
+        assert supervisor.returncode == 1
+        assert not any(is_alive(pid) for pid in pids)
 
 
+@on_sqlite
 def test_a_worker_that_is_killed_is_started_again_and_the_work_goes_on(
     note_shop: ShopProcess, database_url: str
 ) -> None:
@@ -78,6 +84,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_work_goes_on(
         eventually(lambda: len({pid for pid in workers(database_url) if is_alive(pid)} - before) == 2, timeout=60)
 
 
+@on_sqlite
 def test_workers_whose_supervisor_is_killed_stop_by_themselves(note_shop: ShopProcess, database_url: str) -> None:
     with supervised(note_shop, database_url) as (supervisor, pids):
         supervisor.kill()
