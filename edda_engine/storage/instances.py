@@ -228,8 +228,9 @@ def make_due(conn: Connection, *, instance_id: str, epoch: int) -> bool:
         _C.locked_by.is_(None),
         _C.error.is_(None),  # one that is blocked stays so
     )
-    done = conn.execute(update(instances).where(_free(*waits_for_us)).values(wake_at=clock()))
-    return done.rowcount > 0 or not _is_any(conn, *waits_for_us)
+    done = update(instances).where(_free(*waits_for_us)).values(wake_at=clock()).returning(_C.instance_id)
+    # Not the row count: SQLite's driver has none for a statement that begins with WITH.
+    return conn.execute(done).first() is not None or not _is_any(conn, *waits_for_us)
 
 
 def release_strays(conn: Connection, *, worker_id: str, held: Collection[str]) -> bool:

@@ -34,7 +34,7 @@ async def holds_on(ctx: WorkflowContext) -> None:
     await gates[-1].hold_async()
 
 
-@workflow
+@workflow(name="works_beside_locked_rows")
 async def works(ctx: WorkflowContext) -> str:
     await holds_on(ctx)
     return "done"
