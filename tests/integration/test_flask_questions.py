@@ -13,7 +13,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import update
 
+from edda_engine.storage.schema import instances
 from edda_engine.workflow import workflows
 from edda_wsgi import (
     InstanceNotFoundError,
@@ -393,6 +395,14 @@ def many(shop: Shop) -> list[str]:
         start(shop, refund, 2, instance_id="f", delay=3600),
         start(shop, refund, 3, instance_id="g"),
     ]
+    # SQLite tells milliseconds, and several starts are made in one.
+    with shop.edda._application().database.write() as conn:
+        for number, instance_id in enumerate(ids):
+            moment = datetime(2026, 1, 1, second=number, tzinfo=UTC)
+            conn.execute(
+                update(instances).where(instances.c.instance_id == instance_id),
+                {"created_at": moment},
+            )
     shop.edda.cancel("g", session=None)
     return ids
 
