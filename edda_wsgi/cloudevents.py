@@ -95,7 +95,7 @@ class Endpoint:
 
         def accept() -> Response:
             most = self._settings.max_batch
-            events = self._reader.read_events(dict(request.headers), request.get_data(), most=most)
+            events = self._reader.read_events(dict(request.headers), _body(), most=most)
             self._intake.accept(events)
             return _answer(202, {"status": "accepted"})
 
@@ -105,7 +105,7 @@ class Endpoint:
         """``POST {prefix}/cancel/{instance_id}``, with a JSON object ``{"reason": ...}`` or without a body."""
 
         def accept() -> Response:
-            reason = self._reader.read_object(request.get_data()).get("reason")
+            reason = self._reader.read_object(_body()).get("reason")
             if reason is not None and not _is_text(reason):
                 raise UnacceptableError(400, "InvalidRequestError", "reason must be a text without control characters.")
             if not is_storable_id(instance_id):
@@ -199,6 +199,21 @@ def _cap_body(limit: int) -> None:
         raise RequestEntityTooLarge(_TOO_LARGE)
     # Before anybody reads it, and also for a body that does not say how long it is.
     request.environ["wsgi.input"] = _CappedBody(request.environ["wsgi.input"], limit=limit, declared=declared)
+
+
+def _body() -> bytes:
+    """The body of the request.
+
+    :raises ConfigurationError: somebody has read it before, and left nothing: what it said would be lost.
+    """
+    body = request.get_data()
+    if not body and request.content_length:
+        raise ConfigurationError(
+            "The body of a request to the event endpoint was read before the endpoint could, by a before_request function"
+            " or by EVENTS['AUTH'] that asked for request.form or request.stream. Use request.get_data() there, or leave"
+            f" out requests whose request.blueprint is {BLUEPRINT!r}."
+        )
+    return body
 
 
 def _is_text(value: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from flask import request
 from werkzeug.test import TestResponse, create_environ, run_wsgi_app
 from werkzeug.wrappers import Request
 
@@ -157,6 +158,18 @@ def test_a_body_in_chunks_is_refused_where_the_server_does_not_read_them(shop: S
 
     environ |= {"wsgi.input": io.BytesIO(b"12345"), "wsgi.input_terminated": True, "CONTENT_TYPE": "application/json"}
     assert said(TestResponse(*run_wsgi_app(shop.app, environ), request=Request(environ))) == ACCEPTED
+
+
+def test_a_body_that_the_application_has_used_up_is_not_taken_for_an_empty_one(shop: Shop) -> None:
+    @shop.app.before_request
+    def look_into_the_form() -> None:
+        request.form.get("order")
+
+    headers = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/till", "ce-type": "order.paid"}
+    sent = {**headers, "Content-Type": "application/x-www-form-urlencoded"}
+    assert refusal(post(shop, b"order=7", sent)) == (500, "ConfigurationError", True)
+    assert stored(shop.database_url) == NOTHING
+    assert said(post(shop, b"7", {**headers, "Content-Type": "application/json"})) == ACCEPTED
 
 
 def test_the_limit_of_the_application_for_bodies_holds_as_well(shop: Shop) -> None:
