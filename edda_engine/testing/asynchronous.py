@@ -106,6 +106,10 @@ class AppBench:
         """Something was sent."""
         self._app._wake_everybody()
 
+    def let_go(self) -> None:
+        """Close connections that nobody uses."""
+        self.database.close()
+
 
 class _LoopThread:
     def __init__(self, new_event_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:

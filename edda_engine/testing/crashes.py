@@ -3,7 +3,8 @@
 How it thinks. First the run is made twice without disturbance: what it comes to, and which values are another each time
 anyway. Then once for each passing of the beginning and the end of a commit, with the worker killed there and another
 one going on. The number of commits is not known beforehand, because what is ready at the same time is saved together;
-so it goes on until a run ends without having been killed. Before each run the database is put back, and the clock.
+so for each kind of commit it goes on until a run ends without having been killed. Before each run the database is put
+back, and the clock.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edda_engine.core.failures import describe
 from edda_engine.errors import UsageError, WorkflowCancelledError, WorkflowFailedError
 from edda_engine.storage.schema import history
 from edda_engine.testing.clock import SkippableClock
+from edda_engine.testing.death import COMMITS, Passing
 from edda_engine.testing.errors import CrashError
 from edda_engine.testing.rows import Rows, differences, read_rows, unknown_columns, volatile_columns
 from edda_engine.testing.snapshots import Snapshot, snapshot_of
@@ -59,7 +61,7 @@ class _Run:
 class _Death:
     """Where the worker was killed, and what was recorded then."""
 
-    place: str
+    place: Passing
     recorded: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -115,17 +117,26 @@ class CrashSweep:
         expected, again = (self._once(scenario, snapshot, kill_at=None) for _ in range(2))
         leaving_out = self._leaving_out(expected, again, name)
         deaths: list[str] = []
-        while True:
-            found = self._once(scenario, snapshot, kill_at=len(deaths) + 1)
+
+        def is_killed(passing: Passing) -> bool:
+            found = self._once(scenario, snapshot, kill_at=passing)
             if found.death is None:
-                return CrashReport(tuple(deaths), tuple(sorted(leaving_out - self._ignore)))
-            deaths.append(found.death.place)
+                return False
+            deaths.append(str(found.death.place))
             told = _told(expected, found, leaving_out)
             if told:
                 raise CrashError(
                     f"{name} comes to something else after a crash.\n\nIts worker was killed {found.death}. Another worker"
                     f" went on from there.\n\n{told}\n\n{_ADVICE}"
                 ) from found.error
+            return True
+
+        for commit in COMMITS:
+            number = 1
+            while is_killed(Passing(f"{commit}.before_commit", number)):
+                is_killed(Passing(f"{commit}.after_commit", number))
+                number += 1
+        return CrashReport(tuple(deaths), tuple(sorted(leaving_out - self._ignore)))
 
     def _leaving_out(self, expected: _Run, again: _Run, name: str) -> set[str]:
         if unknown := unknown_columns(expected.rows, self._ignore):
@@ -142,7 +153,7 @@ class CrashSweep:
             )
         return leaving_out
 
-    def _once(self, scenario: Callable[[], Any], snapshot: Snapshot, *, kill_at: int | None) -> _Run:
+    def _once(self, scenario: Callable[[], Any], snapshot: Snapshot, *, kill_at: Passing | None) -> _Run:
         self._put_back(snapshot)
         self._worker.arm(kill_at)
         error: Exception | None = None
@@ -157,6 +168,8 @@ class CrashSweep:
             if self._death is None:
                 raise  # not by the crash: it is the test that is wrong
             error = broken
+        if self._worker.is_dead:  # by the last thing that it did
+            self._settle()
         with self._bench.database.read() as conn:
             rows = read_rows(conn)
         seen = self._look() if self._look is not None else None

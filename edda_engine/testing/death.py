@@ -15,22 +15,25 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, Pool, event
 from sqlalchemy.exc import OperationalError
 
 from edda_engine.core.ports import current_place
 from edda_engine.errors import LeaseLostError
 from edda_engine.runtime.probes import Probe
 
-_COMMITS = {
-    "claim.before_commit": "before it took up what was due",
-    "claim.after_commit": "after it took up what was due",
-    "batch.before_commit": "before it saved steps, waits or ends",
-    "batch.after_commit": "after it saved steps, waits or ends",
-    "activity.before_commit": "before it saved what an activity wrote, with its step",
-    "activity.after_commit": "after it saved what an activity wrote, with its step",
+COMMITS = {
+    "activity": "it saved what an activity wrote, with its step",
+    "batch": "it saved steps, waits or ends",
+    "claim": "it took up what was due",
+}
+"""The commits of an instance's life, by the name of their points; with what they do."""
+
+_POINTS = {
+    f"{commit}.{when}_commit": f"{when} {what}" for commit, what in COMMITS.items() for when in ("before", "after")
 }
 _KILLED = "this worker was killed by its test, at one of its commits"
 
@@ -39,8 +42,23 @@ class KilledByTest(Exception):
     """The cause of the error that a killed worker sees."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """The beginning or the end of a commit, for the so-many-th time: ``batch.before_commit``, 2.
+
+    Each kind is counted by itself: some workers look for work once more than others, and that must not count.
+    """
+
+    point: str
+    number: int
+
+    def __str__(self) -> str:
+        ordinal = {1: "first", 2: "second", 3: "third"}.get(self.number, f"{self.number}th")
+        return f"just {_POINTS[self.point]}, for the {ordinal} time"
+
+
 class KillSwitch:
-    """A probe that kills at the n-th passing of a commit's beginning or end.
+    """A probe that kills at one passing of a commit's beginning or end.
 
     :param probe: The application's own probe, which is called as well.
     :param has_work: Whether something is committed that a claim can take; what takes nothing is no commit to die at.
@@ -52,15 +70,15 @@ class KillSwitch:
         self._probe, self._has_work, self._died = probe, has_work, died
         self._lock = threading.Lock()
         self._test = threading.get_ident()
-        self._kill_at: int | None = None
+        self._kill_at: Passing | None = None
         self._passed: Counter[str] = Counter()
         self._claims = False
-        self.killed_at: str | None = None
-        """Where it has killed since it was armed, in words."""
+        self.killed_at: Passing | None = None
+        """Where it has killed since it was armed."""
         self.is_dead = False
 
-    def arm(self, kill_at: int | None) -> None:
-        """Count anew, and kill at that passing, from 1; ``None`` never kills."""
+    def arm(self, kill_at: Passing | None) -> None:
+        """Count anew, and kill at that passing; ``None`` never kills."""
         with self._lock:
             self._kill_at, self._passed, self.killed_at = kill_at, Counter(), None
 
@@ -77,7 +95,7 @@ class KillSwitch:
     def __call__(self, point: str) -> None:
         """Pass a point."""
         self._probe(point)
-        if point not in _COMMITS:
+        if point not in _POINTS:
             return
         if point == "claim.before_commit":
             self._claims = self._has_work()  # a worker that was told of work may look for it in vain
@@ -88,13 +106,13 @@ class KillSwitch:
                 return
             self._claims = False
         with self._lock:
+            is_time = False
             if not self.is_dead:
                 self._passed[point] += 1
-                if self._passed.total() == self._kill_at:
-                    self.killed_at = f"just {_COMMITS[point]}, for the {_ordinal(self._passed[point])} time"
-                    self.is_dead = True
-            has_killed = self.killed_at is not None and self._passed.total() == self._kill_at
-        if has_killed:
+                is_time = self.killed_at is None and Passing(point, self._passed[point]) == self._kill_at
+            if is_time:
+                self.killed_at, self.is_dead = self._kill_at, True
+        if is_time:
             self._died()
         if self.is_dead:
             _refuse()
@@ -104,11 +122,13 @@ class KillSwitch:
         """Inside, a kill cuts the connections of this process to the database."""
         event.listen(Engine, "before_cursor_execute", self._before_statement)
         event.listen(Engine, "commit", self._before_commit)
+        event.listen(Pool, "checkin", self._close_what_comes_back)
         try:
             yield
         finally:
             event.remove(Engine, "before_cursor_execute", self._before_statement)
             event.remove(Engine, "commit", self._before_commit)
+            event.remove(Pool, "checkin", self._close_what_comes_back)
 
     def _before_statement(self, conn: Connection, *_: Any) -> None:
         self._refuse_if_dead(conn)
@@ -116,14 +136,15 @@ class KillSwitch:
     def _before_commit(self, conn: Connection) -> None:
         self._refuse_if_dead(conn)
 
+    def _close_what_comes_back(self, _dbapi_connection: Any, record: Any) -> None:
+        # Its pool may have been thrown away already: nobody else would close it. (On SQLite others still look at it.)
+        if self.is_dead and self._database[0] == "postgresql" and threading.get_ident() != self._test:
+            record.close()
+
     def _refuse_if_dead(self, conn: Connection) -> None:
         is_of_test = threading.get_ident() == self._test
         if self.is_dead and not is_of_test and _address(conn.engine.url) == self._database:
             _refuse()
-
-
-def _ordinal(number: int) -> str:
-    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")
 
 
 def _refuse() -> NoReturn:

@@ -29,14 +29,14 @@ from edda_engine.storage.database import Database
 from edda_engine.storage.outlook import Outlook
 from edda_engine.testing.clock import SkippableClock
 from edda_engine.testing.databases import hasty_sqlite
-from edda_engine.testing.death import KillSwitch
+from edda_engine.testing.death import KillSwitch, Passing
 from edda_engine.testing.errors import StuckError
 from edda_engine.testing.loop import SkippableLoop
 from edda_engine.workflow import workflows
 
 _log_of_engine = logging.getLogger("edda_engine")
 
-_ACTIVITY_THREADS = "edda-activity"
+_THREADS = ("edda-activity", "edda-service", "edda-publisher")
 _LOCKED_PAUSE_SECONDS = 0.02
 _MANY = 20
 """After so many looks in vain a row is locked by somebody, the test itself perhaps."""
@@ -105,6 +105,10 @@ class Bench(Protocol):
         """Something was sent."""
         ...
 
+    def let_go(self) -> None:
+        """Close connections that nobody uses: the garbage collector would warn of each."""
+        ...
+
 
 class Deadline:
     """How long, by the real clock, a call of a test may take."""
@@ -129,6 +133,7 @@ class WorkerUnderTest:
         self._loop: SkippableLoop | None = None
         self._in_use = ExitStack()
         self._level: int | None = None
+        self._others: set[threading.Thread] = set()
         self.on_death: Callable[[], None] = lambda: None
         """Called when it is gone, before another one goes on."""
 
@@ -155,8 +160,7 @@ class WorkerUnderTest:
             self._in_use.close()
             self.bench.conditions = self._before
             self.switch = None
-            # Idle connections would be left to the garbage collector, with a warning for each.
-            self.bench.database.engine.dispose()
+            self.bench.let_go()
 
     def start(self) -> None:
         """Begin to work, if that has not begun."""
@@ -173,21 +177,24 @@ class WorkerUnderTest:
         self.bench.conditions = replace(
             self._before, probe=self.switch, now=self.clock.now, new_event_loop=self._make_loop
         )
+        self._others = set(threading.enumerate())
         self.bench.start_worker()
 
     def stop(self) -> None:
         """Stop at once; whatever is under way is handed back."""
-        if self.bench.engine is not None:
-            self.bench.stop_worker(0.0)
-        self._wait_for_threads()
-        self._loop = None
-        if self.switch is not None:
-            self.switch.revive()
-        if self._level is not None:
-            _log_of_engine.setLevel(self._level)
-            self._level = None
+        try:
+            if self.bench.engine is not None:
+                self.bench.stop_worker(0.0)
+            self._wait_for_threads()
+        finally:
+            self._loop = None
+            if self.switch is not None:
+                self.switch.revive()
+            if self._level is not None:
+                _log_of_engine.setLevel(self._level)
+                self._level = None
 
-    def arm(self, kill_at: int | None) -> None:
+    def arm(self, kill_at: Passing | None) -> None:
         """Start, if need be, and die at that passing of a commit."""
         if self.switch is None:
             self.start()
@@ -218,12 +225,12 @@ class WorkerUnderTest:
         for tries in itertools.count():
             self._come_back()
             loop, engine = self._running()
-            rests = loop.wait_until_at_rest(min(deadline.left, _ENOUGH_SECONDS), unless=self._is_dead)
+            rests = loop.wait_until_at_rest(min(deadline.left, _ENOUGH_SECONDS), unless=lambda: self.is_dead)
             if rests is not None:
                 seen = self._seen_at(rests, loop, engine, deadline.left if tries < _MANY else _LOCKED_PAUSE_SECONDS)
                 if seen is not None:
                     return seen
-            elif not self._is_dead() and is_enough():
+            elif not self.is_dead and is_enough():
                 return None
             if deadline.left <= 0:
                 raise StuckError(doing())
@@ -235,9 +242,9 @@ class WorkerUnderTest:
         if seen.has_work or (self.bench.has_relay and self._has_outbox_due()):
             engine.wake()
             engine.wake_relay()
-            loop.wait_until_at_rest(patience, after=rests, unless=self._is_dead)
+            loop.wait_until_at_rest(patience, after=rests, unless=lambda: self.is_dead)
             return None
-        if loop.wait_until_at_rest(0, after=rests - 1, unless=self._is_dead) != rests:
+        if loop.wait_until_at_rest(0, after=rests - 1, unless=lambda: self.is_dead) != rests:
             return None
         if loop.ask(partial(_is_about_to_park, engine), _THREADS_END_WITHIN_SECONDS):
             self.skip(IDLE_AFTER_SECONDS)
@@ -280,7 +287,9 @@ class WorkerUnderTest:
         assert self.bench.engine is not None
         return self._loop, self.bench.engine
 
-    def _is_dead(self) -> bool:
+    @property
+    def is_dead(self) -> bool:
+        """Whether it was killed and nobody has gone on yet."""
         return self.switch is not None and self.switch.is_dead
 
     def _has_died(self) -> None:
@@ -297,7 +306,7 @@ class WorkerUnderTest:
 
     def _come_back(self) -> None:
         """If the worker has died: throw it away, and do what its siblings do when they see that it is gone."""
-        if not self._is_dead():
+        if not self.is_dead:
             return
         engine, loop = self.bench.engine, self._loop
         if engine is not None and loop is not None:
@@ -313,7 +322,7 @@ class WorkerUnderTest:
     def _wait_for_threads(self) -> None:
         deadline = Deadline(_THREADS_END_WITHIN_SECONDS)
         for thread in threading.enumerate():
-            if not thread.name.startswith(_ACTIVITY_THREADS):
+            if thread in self._others or not thread.name.startswith(_THREADS):
                 continue
             thread.join(deadline.left)
             if not thread.is_alive():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Flask, current_app, has_app_context
 
 from edda_engine.client import Client
@@ -115,12 +117,22 @@ class FlaskBench:
 
     def save_session(self) -> None:
         """Commit ``db.session`` of the app context that the test is in."""
-        if not has_app_context() or current_app.extensions.get("edda") is not self._application:
-            return
-        source = self._application.session_source
-        session = source.current() if source is not None else None
+        session = self._session()
         if session is not None and session.in_transaction():
             session.commit()
+
+    def let_go(self) -> None:
+        """Close connections that nobody uses; the test's session, which may go on, lets go of its own first."""
+        session = self._session()
+        if session is not None and session.in_transaction():
+            session.rollback()
+        self.database.engine.dispose()
+
+    def _session(self) -> Any:
+        if not has_app_context() or current_app.extensions.get("edda") is not self._application:
+            return None
+        source = self._application.session_source
+        return source.current() if source is not None else None
 
     def wake(self) -> None:
         """Something was sent."""
