@@ -95,9 +95,10 @@ class Leases:
         self.ever: list[Holder] = []
 
     def new(self, run: Run) -> NewInstance:
+        """Each with a priority of its own, so that it is certain which ones a claim takes."""
         return NewInstance(
             instance_id=run.name, workflow_name=FLOW, service=SERVICE, input_json="{}", source_hash="",
-            lock_timeout_seconds=LOCK_SECONDS,
+            lock_timeout_seconds=LOCK_SECONDS, priority=ord(run.name),
         )  # fmt: skip
 
     def locked(self, slot: str, runs: Iterable[Run], *, shares: bool = False) -> list[Any]:
