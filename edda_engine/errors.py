@@ -40,6 +40,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 class EddaError(Exception):
     """The root of all errors of this library."""
 
@@ -128,6 +132,7 @@ class PayloadError(EddaError):
     """A value cannot be stored, or does not come back as its annotation says."""
 
     def __init__(self, owner: str, path: str, problem: str) -> None:
+        path, problem = _cut(path, 200), _cut(problem, 500)  # keys of the value are in both, and may be giants
         super().__init__(
             f"{owner}: the value at {path} {problem}. Return and pass plain data: JSON values, pydantic models,"
             " dataclasses, datetime, Decimal, UUID, bytes, sets and tuples, with an annotation that names the type."

@@ -58,6 +58,10 @@ BOMBS: dict[str, Any] = {
     "a NUL in a key": {"a\0b": 1},
     "half a pair": "\ud800",
     "an integer as a key": {1: 2},
+    "a long key with nothing to store": {"x" * 1_000_000: [object()]},
+    "a long key with half a pair": {"x" * 1_000_000 + "\ud800": 1},
+    "a long key with a NUL": {"x" * 1_000_000 + "\0": 1},
+    "deep keys": {"x" * 1000: {"x" * 1000: {"x" * 1000: object()}}},
     "an object": object(),
 }
 GOOD: dict[str, Any] = {
