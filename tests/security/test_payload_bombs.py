@@ -116,27 +116,21 @@ def shop(database_url: str) -> Iterator[Shop]:
         yield shop
 
 
-def test_a_bomb_is_refused_where_it_is_given(shop: Shop) -> None:
+def test_a_bomb_is_refused_where_it_is_given_before_any_database_is_asked(sqlite_url: str) -> None:
     doors = Doors()
-    with shop.app.app_context():
+    with open_shop(sqlite_url) as shop, shop.app.app_context():
         known = run_bomb.options(session=None, delay=3600).start("a NUL", "returned")
         before = tables(shop.database_url)
         for name, value in BOMBS.items():
-            for options in ({"session": None}, {}):
-                doors.refuses("start()", name, lambda value=value, o=options: echo.options(**o).start(value))
-                doors.refuses(
-                    "send_event()", name, lambda value=value, o=options: shop.edda.send_event("t", "/s", value, **o)
-                )
-                doors.refuses("publish()", name, lambda value=value, o=options: shop.edda.publish("c", value, **o))
-                doors.refuses(
-                    "metadata", name, lambda value=value, o=options: shop.edda.publish("c", 1, {"m": value}, **o)
-                )
-                doors.refuses("send_to()", name, lambda value=value, o=options: shop.edda.send_to(known, value, **o))
-                doors.refuses(
-                    "outbox",
-                    name,
-                    lambda value=value, o=options: shop.edda.send_event_transactional("t", "/s", value, **o),
-                )
+            for door, give in {
+                "start()": lambda value=value: echo.start(value),
+                "send_event()": lambda value=value: shop.edda.send_event("t", "/s", value),
+                "publish()": lambda value=value: shop.edda.publish("c", value),
+                "metadata": lambda value=value: shop.edda.publish("c", 1, {"m": value}),
+                "send_to()": lambda value=value: shop.edda.send_to(known, value),
+                "outbox": lambda value=value: shop.edda.send_event_transactional("t", "/s", value),
+            }.items():
+                doors.refuses(door, name, give)
         shop.db.session.commit()
     assert doors.wrong == []
     assert tables(shop.database_url) == before
