@@ -1,4 +1,4 @@
-"""What single things cost, ours beside DBOS: a start, a replay, an idle process, a million sleepers, SQLite, processes.
+"""What single things cost, ours beside DBOS: a start, a replay, an idle process, a million sleepers, SQLite, processes, growth.
 
     python benchmarks/costs.py [--quick] [--reps 5] [--only start,idle]
 
@@ -20,8 +20,6 @@ import waiting_report
 from running import SYSTEMS, Place, common_options, measured, place_for, save, say, shown
 from waiting_report import Figure
 
-PROGRAMS = {"edda": "bench_edda_costs.py", "dbos": "bench_dbos_costs.py"}
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -37,6 +35,7 @@ class Cost:
     is_ours_alone: bool = False
     is_on_sqlite: bool = False
     more_is_better: bool = False
+    programs: str = "costs"
 
     def repetitions(self, reps: int) -> int:
         """So many."""
@@ -81,6 +80,28 @@ COSTS = (
         ("--workflows", "1000", "--concurrency", "64"), ("--workflows", "200", "--concurrency", "64"),
         (Figure("steps/s of one", "steps_per_s_of_one"), Figure("steps/s of four together", "steps_per_s_of_several")),
         of_five=3, is_ours_alone=True, more_is_better=True,
+    ),
+    Cost(
+        "1,000,000 finished instances of 5 steps in the tables, 64 in flight", "finished",
+        ("--workflows", "1000000", "--concurrency", "64"), ("--workflows", "20000", "--concurrency", "64"),
+        (Figure("steps/s before", "steps_per_s_empty"), Figure("steps/s with them", "steps_per_s_full")),
+        of_five=1, is_ours_alone=True, more_is_better=True, programs="growth",
+    ),
+    Cost(
+        "one instance of 10,000 steps", "long", ("--steps", "10000"), ("--steps", "2000"),
+        (Figure("first 1,000, p50 ms", "first_ms", "p50"), Figure("last 1,000, p50 ms", "last_ms", "p50")),
+        of_five=1, is_ours_alone=True, programs="growth",
+    ),
+    Cost(
+        "100,000 messages in a competing channel, 16 takers", "backlog",
+        ("--workflows", "100000"), ("--workflows", "5000"),
+        (Figure("taken/s of 1,000", "taken_per_s_short"), Figure("taken/s of 100,000", "taken_per_s_long")),
+        of_five=1, is_ours_alone=True, more_is_better=True, programs="growth",
+    ),
+    Cost(
+        "prune 100,000 finished instances", "prune", ("--workflows", "100000"), ("--workflows", "5000"),
+        (Figure("instances/s", "pruned_per_s"), Figure("a batch of 500, p50 ms", "batch_ms", "p50")),
+        of_five=1, is_ours_alone=True, programs="growth",
     ),
 )  # fmt: skip
 
@@ -129,10 +150,11 @@ def _one(given: argparse.Namespace, place: Place, cost: Cost, system: str) -> di
     arguments = [
         *("--bench", cost.bench, "--pool", str(given.pool)), *(cost.quick if given.quick else cost.arguments)
     ]  # fmt: skip
+    program = f"bench_{system}_{cost.programs}.py"
     if not cost.is_on_sqlite:
-        return place.run(PROGRAMS[system], system, arguments)
+        return place.run(program, system, arguments)
     with tempfile.TemporaryDirectory(prefix="edda-bench-") as folder:
-        return place.run(PROGRAMS[system], system, arguments, url=f"sqlite:///{Path(folder) / 'bench.db'}")
+        return place.run(program, system, arguments, url=f"sqlite:///{Path(folder) / 'bench.db'}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import tempfile
 import threading
 import uuid
@@ -18,6 +19,15 @@ from edda_engine.activity import activities
 from edda_engine.workflow import workflows
 from edda_wsgi.application import everywhere
 from tests.faults.matrix import pytest_terminal_summary as pytest_terminal_summary
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs the suite in the background has it ignored, and processes that tests start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice as many as there are cores: most of the time a test waits for another process, or for a clock."""
+    return min(16, 2 * (os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

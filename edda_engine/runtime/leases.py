@@ -30,9 +30,10 @@ class Leases:
         while True:
             # A run with a short lease may come at any time, so look often and renew only when it is time.
             await asyncio.sleep(min(_LOOK_SECONDS, self._pause(executor)))
-            if loop.time() - last >= self._pause(executor) - 0.01:
-                last = loop.time()
-                await self._renew(executor)
+            began = loop.time()
+            # Until all are extended: a step that is being written has locked its instance, and there may be one each time.
+            if began - last >= self._pause(executor) - 0.01 and await self._renew(executor):
+                last = began
 
     def _pause(self, executor: Executor) -> float:
         shortest = min((run.lease.lock_timeout_seconds for run in executor.held.values()), default=None)
@@ -40,10 +41,11 @@ class Leases:
             return _LONGEST_PAUSE_SECONDS
         return max(_SHORTEST_PAUSE_SECONDS, min(_LONGEST_PAUSE_SECONDS, shortest / 3))
 
-    async def _renew(self, executor: Executor) -> None:
+    async def _renew(self, executor: Executor) -> bool:
+        """Extend all leases; False if one is left that should be extended soon."""
         before = {instance_id: run.holder.epoch for instance_id, run in executor.held.items()}
         if not before:
-            return
+            return True
         try:
             renewed = await self._service.write(
                 "renew", lambda conn: instances.renew(conn, worker_id=self._worker_id, instance_ids=list(before))
@@ -51,7 +53,7 @@ class Leases:
         except Exception as error:
             if not is_outage(error):
                 _log.exception("Leases could not be renewed; tried again")
-            return
+            return True
         for instance_id, epoch in before.items():
             run = executor.held.get(instance_id)
             if run is None or run.holder.epoch != epoch or run.is_ending:
@@ -60,3 +62,4 @@ class Leases:
                 executor.lose(instance_id)
             elif renewed[instance_id]:
                 executor.ask_to_stop(instance_id)
+        return None not in renewed.values()

@@ -123,10 +123,10 @@ def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collecti
     ]
 
 
-def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> dict[str, bool]:
+def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> dict[str, bool | None]:
     """Extend the leases this worker still holds; returns them, each with whether it is to be cancelled.
 
-    A row that another transaction has locked is not waited for: it is held all the same, and extended next time.
+    A row that another transaction has locked is not waited for. It is held all the same, but not extended: ``None``.
     """
     mine = (
         select(_C.instance_id)
@@ -142,11 +142,11 @@ def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> d
         .values(lock_expires_at=expires_at, wake_at=expires_at)
         .returning(_C.instance_id, _C.cancel_requested_at)
     )
-    found = {row[0]: row[1] is not None for row in conn.execute(renewed)}
+    found: dict[str, bool | None] = {row[0]: row[1] is not None for row in conn.execute(renewed)}
     missing = [instance_id for instance_id in instance_ids if instance_id not in found]
     if missing:
         held = select(_C.instance_id).where(_C.instance_id.in_(missing), _C.locked_by == worker_id)
-        found |= dict.fromkeys(conn.execute(held).scalars(), False)
+        found |= dict.fromkeys(conn.execute(held).scalars())
     return found
 
 

@@ -30,9 +30,6 @@ def test_every_python_file_that_the_documentation_includes_exists_and_is_loaded_
         if "_build" not in page.parts:
             included |= set(re.findall(r"literalinclude\} \S*examples/(\w+)\.py", page.read_text()))
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_docs*.py"))
-    # Those of the page on testing are run by the test helpers, whose tests are not steady yet:
-    # test_shop.py, invoices.py, test_invoices.py, test_users.py.
-    tests += " test_shop.py invoices.py test_invoices.py test_users.py"
     assert included
     assert {name for name in included if not (EXAMPLES / f"{name}.py").exists()} == set()
     assert {name for name in included if f'"{name}"' not in tests and f"{name}.py" not in tests} == set()

@@ -231,6 +231,7 @@ def live_by_asking(here: Stage) -> None:
             store.ask(lambda: _announce(store))
             eventually(lambda: store.ask(lambda: _is_mended(store)))
             assert store.result("paid") == 100
+            eventually(lambda: here.books.status("cancelled") == "cancelled")
 
 
 def _pay(store: Store) -> None:

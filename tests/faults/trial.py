@@ -178,7 +178,7 @@ class Trial:
         if self._story.is_relays:
             self._judge_events()
             return
-        assert eventually(lambda: self._books.account()) == self._story.ends
+        assert self._books.account() == self._story.ends
 
     def _judge_events(self) -> None:
         came = relays.arrived(self._forks.folder)

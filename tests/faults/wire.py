@@ -122,9 +122,13 @@ def end_connections(url: str) -> int:
 
 
 def open_transactions(url: str) -> int:
-    """How many connections to this PostgreSQL database, other than ours, are in a transaction."""
+    """How many connections to this PostgreSQL database, other than ours, are in a transaction that waits for no lock.
+
+    One that does waits for another of these.
+    """
+    is_open = "state <> 'idle' AND wait_event_type IS DISTINCT FROM 'Lock'"
     with _outside(url) as conn:
-        found = conn.execute(f"SELECT count(*) FROM pg_stat_activity WHERE {_OTHERS} AND state <> 'idle'").fetchone()
+        found = conn.execute(f"SELECT count(*) FROM pg_stat_activity WHERE {_OTHERS} AND {is_open}").fetchone()
     assert found is not None
     return int(found[0])
 

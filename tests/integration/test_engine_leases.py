@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from datetime import UTC, datetime
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from edda_engine import ConfigurationError, WorkflowContext, activity, workflow
+from edda_engine.runtime.leases import Leases
+from edda_engine.storage.units import Holder
 from tests.integration.engines import Gate, Tables, edda, until, write_note, write_note_async
 
 
@@ -205,6 +209,32 @@ def test_a_lost_lease_is_noticed_at_the_next_renewal(database_url: str, caplog: 
 
     instance_id = asyncio.run(main())
     assert f"Lost the lease of instance {instance_id} to another worker" in caplog.text
+
+
+def test_what_could_not_be_renewed_for_a_lock_is_renewed_soon_and_not_a_third_of_the_lease_later() -> None:
+    answers: list[bool | None] = [None, None, False, False]
+    asked_at: list[float] = []
+
+    class Service:
+        async def write(self, _name: str, _work: Any) -> dict[str, bool | None]:
+            asked_at.append(asyncio.get_running_loop().time())
+            return {"busy": answers[len(asked_at) - 1]}
+
+    run = SimpleNamespace(
+        holder=Holder("busy", "worker", 1), lease=SimpleNamespace(lock_timeout_seconds=3.0), is_ending=False
+    )
+    executor = SimpleNamespace(held={"busy": run})
+
+    async def main() -> None:
+        renewing = asyncio.create_task(
+            Leases(worker_id="worker", service=cast(Any, Service())).work(cast(Any, executor))
+        )
+        await until(lambda: len(asked_at) == len(answers))
+        renewing.cancel()
+
+    asyncio.run(main())
+    first, second, regular = (later - earlier for earlier, later in itertools.pairwise(asked_at))
+    assert max(first, second) < regular
 
 
 def test_two_workers_never_do_one_instance_both(database_url: str) -> None:

@@ -262,7 +262,7 @@ class LeaseMachine(RuleBasedStateMachine):
         )
         held = [run for run in asked if run.held_by(worker_id)]
         free = [run for run in held if run.is_free_for(slot)]
-        assert found == {run.name: run.is_asked_to_stop and run in free for run in held}
+        assert found == {run.name: run.is_asked_to_stop if run in free else None for run in held}
         self.learn(slot, free, lambda run: setattr(run, "wake", LATER))
         self.close(slot, stays_open)
 
