@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable
-from datetime import datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, overload
 
 from edda_engine.context import SyncWorkflowContext, WorkflowContext, body_of
@@ -46,7 +47,7 @@ def sleep_until(ctx: Any, moment: datetime, timer_id: str | None = None) -> Any:
 
     :param moment: An aware instant, such as ``datetime.now(UTC) + timedelta(days=1)`` taken from ``ctx.now()``.
     :param timer_id: The id of this step in history; numbered by itself if left out.
-    :raises ValueError: *moment* is naive, or after the year 9000.
+    :raises ValueError: *moment* is naive, or not in the years 1 to 9000 of UTC.
     :raises UsageError: called outside a workflow body.
     """
     body = body_of(ctx, "sleep_until()", "In an activity raise an error to be retried later.")
@@ -57,9 +58,7 @@ def sleep_until(ctx: Any, moment: datetime, timer_id: str | None = None) -> Any:
             f"sleep_until({moment!r}): the time has no zone, so it means another instant on each host. Give an aware"
             " one, such as ctx.now() + timedelta(hours=1) or datetime(..., tzinfo=UTC)."
         )
-    if moment.year > LAST_YEAR:
-        raise ValueError(f"sleep_until({moment!r}): a time up to the year {LAST_YEAR} can be waited for.")
-    request = WaitRequest(WaitKind.TIMER, until=moment)
+    request = WaitRequest(WaitKind.TIMER, until=_in_utc(moment))
     return body.wait("sleep_until", request, lambda _: None, activity_id=timer_id)
 
 
@@ -75,8 +74,20 @@ def checked_seconds(function: str, name: str, value: float | timedelta) -> float
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise ValueError(f"{function}({name}={value!r}): a number of seconds or a timedelta is needed.")
-    if not math.isfinite(seconds) or seconds > _CENTURY_SECONDS:
+    # Compared as it is: an integer may be too large for a float.
+    if not -math.inf < seconds <= _CENTURY_SECONDS:
         raise ValueError(
             f"{function}({name}={value!r}): at most a century, {_CENTURY_SECONDS:.0f} seconds, can be waited."
         )
-    return max(0.0, float(seconds))
+    return float(max(0, seconds))
+
+
+def _in_utc(moment: datetime) -> datetime:
+    found: datetime | None = None
+    with suppress(OverflowError):
+        found = moment.astimezone(UTC)
+    if found is None or found.year > LAST_YEAR:
+        raise ValueError(
+            f"sleep_until({moment!r}): only a time in the years 1 to {LAST_YEAR} of UTC can be waited for."
+        )
+    return found

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -92,6 +92,8 @@ class Claimer:
         self._full_until = 0.0
         self._deliver_again_seconds = _DELIVER_AGAIN_SECONDS[0]
         self._claim_again_seconds = _CLAIM_AGAIN_SECONDS
+        self._offered_to: list[str] | None = None
+        """For which workflows all queues were looked into: before, nobody may have been there to run them."""
 
     def wake(self) -> None:
         """Look for due instances now: something was done in this process. Call on the loop."""
@@ -187,7 +189,7 @@ class Claimer:
                 late.append(lease)  # its suspended body was evicted since it was looked for
         if late:
             await self._take_late(executor, late)
-        self._follow_up(executor, found.delivered, has_claimed=limit > 0)
+        self._follow_up(executor, found.delivered, claimed=names if limit else [])
         if found.is_full:
             return True
         return await self._look_ahead(found.left)
@@ -238,15 +240,17 @@ class Claimer:
         self._has_outage = True
         await asyncio.sleep(pause)
 
-    def _follow_up(self, executor: Executor, delivered: Delivered, *, has_claimed: bool) -> None:
-        """Tell those whom a delivery concerns and who are not due by it, or not claimed here."""
+    def _follow_up(self, executor: Executor, delivered: Delivered, *, claimed: Collection[str]) -> None:
+        """Tell those whom a delivery concerns and who are not due by it, or of workflows that are not claimed here."""
         if self._worker_id in delivered.held_by or executor.has_listeners:
             executor.mail_has_come()
         if delivered.held_by - {self._worker_id}:
             self._notify("")  # of which service they are is not known
-        for service in delivered.woken_services:
-            if service != self._service_name or not has_claimed:
-                self._notify(service)
+        elsewhere = {
+            service for service, name in delivered.woken if service != self._service_name or name not in claimed
+        }
+        for service in elsewhere:
+            self._notify(service)
         shortest, longest = _DELIVER_AGAIN_SECONDS
         if delivered.is_unfinished:
             self.wake_in(self._deliver_again_seconds)
@@ -272,17 +276,22 @@ class Claimer:
 
     def _search(self, names: list[str], limit: int, *, is_told: bool) -> _Found:
         """On the service thread: deliver, and claim up to *limit* instances."""
-        if self._database.is_sqlite or not is_told or limit == 0:
+        offers_again = names != self._offered_to
+        if not offers_again and (self._database.is_sqlite or not is_told or limit == 0):
             # Nothing is locked in order to find nothing: SQLite admits one writer.
             seen = self._look_alone()
             if not (seen.has_messages or (seen.has_due and limit)):
                 return _Found(seen)
         with self._database.write() as conn:
-            delivered, leases = self._take(conn, names, limit)
+            delivered, leases = self._take(conn, names, limit, offers_again=offers_again)
+        if not delivered.is_unfinished:
+            self._offered_to = names
         return _Found(None, tuple(leases), delivered, is_full=0 < limit == len(leases))
 
-    def _take(self, conn: Connection, names: list[str], limit: int) -> tuple[Delivered, list[Lease]]:
-        delivered = deliver(conn)
+    def _take(
+        self, conn: Connection, names: list[str], limit: int, *, offers_again: bool
+    ) -> tuple[Delivered, list[Lease]]:
+        delivered = deliver(conn, service=self._service_name, names=names, offers_again=offers_again)
         leases = (
             instances.claim_due(conn, worker_id=self._worker_id, service=self._service_name, names=names, limit=limit)
             if limit

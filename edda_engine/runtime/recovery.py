@@ -36,18 +36,21 @@ class Recovery:
         self._service_name, self._liveness, self._service = service_name, liveness, service
         self._interval, self._wake_claimer = interval, wake_claimer
         self._reported: set[str] = set()
+        self._entered: list[str] = []
 
     async def register(self) -> None:
         """Enter this worker, and the source of the workflows it knows; while the database is away this waits for it."""
         declared = [(found.name, found.source_hash, found.source) for found in workflows]
+        names = workflows.names()
 
         def enter(conn: Connection) -> None:
             workers.unregister(conn, self._liveness.worker_id)  # the answer of another try may have been lost
-            workers.register(conn, self._liveness.record(workflows.names()))
+            workers.register(conn, self._liveness.record(names))
             instances.save_definitions(conn, declared)
             notifications.notify(conn, notifications.WORKERS_CHANNEL, self._service_name)
 
         await self._service.write_until_answered("register", enter)
+        self._entered = names
 
     async def unregister(self) -> None:
         """Remove this worker, and hand back what it could not while it drained: nobody would look for that any more."""
@@ -61,7 +64,7 @@ class Recovery:
         while True:
             try:
                 await self._look()
-                if loop.time() >= next_beat:
+                if loop.time() >= next_beat or workflows.names() != self._entered:
                     next_beat = loop.time() + HEARTBEAT_SECONDS
                     await self._beat()
                 if loop.time() >= next_sweep:
@@ -93,6 +96,9 @@ class Recovery:
                 instances.unclaimable(conn, self._service_name),
             ),
         )
+        if names != self._entered:
+            self._entered = names
+            self._wake_claimer()
         if not is_known:
             _log.warning("A sibling took this worker for dead; it enters itself again")
             await self.register()

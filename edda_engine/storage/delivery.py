@@ -25,6 +25,7 @@ from edda_engine.storage.messages import QUEUE, has_new
 from edda_engine.storage.schema import channels, inbox, instances, messages, subscriptions, waits
 from edda_engine.storage.serial import try_to_serialize_delivery
 from edda_engine.storage.types import clock
+from edda_engine.storage.workers import live_workflows
 
 BATCH = 500
 MAX_ROWS = 5000
@@ -43,8 +44,8 @@ _IS_LAST_RUN = text("edda_instances.status <> 'recurred'")  # written out for th
 class Delivered:
     """What a delivery has done: whom to tell, and whether there is more to do."""
 
-    woken_services: frozenset[str] = frozenset()
-    """Services whose instances became due."""
+    woken: frozenset[tuple[str, str]] = frozenset()
+    """Services and workflows of which instances became due."""
     held_by: frozenset[str] = frozenset()
     """Workers that hold an instance something has come for."""
     is_unfinished: bool = False
@@ -53,20 +54,26 @@ class Delivered:
     def and_(self, more: Delivered) -> Delivered:
         """Both together."""
         return Delivered(
-            self.woken_services | more.woken_services,
+            self.woken | more.woken,
             self.held_by | more.held_by,
             self.is_unfinished or more.is_unfinished,
         )
 
 
-def deliver(conn: Connection) -> Delivered:
-    """Distribute new messages and wake their receivers; does nothing, cheaply, if there is nothing new."""
-    if not has_new(conn):
+def deliver(
+    conn: Connection, *, service: str = "", names: Collection[str] = (), offers_again: bool = False
+) -> Delivered:
+    """Distribute new messages and wake their receivers; does nothing, cheaply, if there is nothing new.
+
+    :param service: Whose workflows of these *names* can be run by the caller, which may not have said so yet.
+    :param offers_again: Look into all queues: the caller can run what could not be run before.
+    """
+    if not offers_again and not has_new(conn):
         return Delivered()
     if not try_to_serialize_delivery(conn):
         return Delivered(is_unfinished=True)
     distributed = distribute(conn)
-    assign_queued(conn)
+    assign_queued(conn, service=service, names=names, offers_again=offers_again)
     delivered = wake_receivers(conn, strangers=distributed.strangers)
     return delivered.and_(Delivered(is_unfinished=distributed.has_more))
 
@@ -194,13 +201,22 @@ def _insert_into(conn: Connection) -> Any:
     return postgresql.insert(inbox) if conn.dialect.name == "postgresql" else sqlite.insert(inbox)
 
 
-def assign_queued(conn: Connection) -> None:
-    """Hand what is new in channels' queues to those that wait, the longest-waiting first, one message each."""
+def assign_queued(
+    conn: Connection, *, service: str = "", names: Collection[str] = (), offers_again: bool = False
+) -> None:
+    """Hand what is new in channels' queues to those that wait, the longest-waiting first, one message each.
+
+    Who cannot be run by any worker gets nothing: others may be there.
+    """
     query = select(_N.name).where(_N.receiver == QUEUE, _N.is_new).distinct()
-    for channel in conn.execute(query).scalars().all():
+    found = _queues(conn) if offers_again else conn.execute(query).scalars().all()
+    known = live_workflows(conn) if found else {}
+    if known:  # otherwise nobody has entered itself, and nothing can be said
+        known.setdefault(service, set()).update(names)
+    for channel in found:
         queued = (_N.receiver == QUEUE, _N.kind == WaitKind.MESSAGE, _N.name == channel)
         conn.execute(update(inbox).where(*queued, _N.is_new).values(is_new=False))
-        for free in _free_receivers(conn, channel):
+        for free in _free_receivers(conn, channel, known):
             seqs = conn.execute(select(_N.seq).where(*queued).order_by(_N.seq).limit(len(free))).scalars().all()
             for seq, receiver in zip(seqs, free, strict=False):
                 conn.execute(update(inbox).where(*queued, _N.seq == seq).values(receiver=receiver, is_new=True))
@@ -208,10 +224,16 @@ def assign_queued(conn: Connection) -> None:
                 break
 
 
-def _free_receivers(conn: Connection, channel: str) -> Iterator[list[str]]:
+def _queues(conn: Connection) -> Sequence[str]:
+    has_any = exists().where(_N.receiver == QUEUE, _N.kind == WaitKind.MESSAGE, _N.name == channels.c.channel)
+    query = select(channels.c.channel).where(channels.c.mode == ChannelMode.COMPETING, has_any)
+    return conn.execute(query).scalars().all()
+
+
+def _free_receivers(conn: Connection, channel: str, known: Mapping[str, Collection[str]]) -> Iterator[list[str]]:
     """The mailboxes of those that wait for a message of the queue and have none, once for each wait, page by page."""
     waiting = (
-        select(waits.c.mailbox)
+        select(waits.c.mailbox, _I.service, _I.workflow_name)
         .join(
             subscriptions,
             and_(subscriptions.c.mailbox == waits.c.mailbox, subscriptions.c.channel == waits.c.name),
@@ -223,7 +245,8 @@ def _free_receivers(conn: Connection, channel: str) -> Iterator[list[str]]:
     )
     supplied: dict[str, int] = {}
     for page in range(sys.maxsize):
-        boxes = list(conn.execute(waiting.limit(BATCH).offset(page * BATCH)).scalars())
+        rows = conn.execute(waiting.limit(BATCH).offset(page * BATCH)).all()
+        boxes = [row[0] for row in rows if not known or row[2] in known.get(row[1], ())]
         unknown = set(boxes) - supplied.keys()
         has = (
             select(_N.receiver, func.count())
@@ -238,7 +261,7 @@ def _free_receivers(conn: Connection, channel: str) -> Iterator[list[str]]:
                 free.append(box)
         if free:
             yield free
-        if len(boxes) < BATCH:
+        if len(rows) < BATCH:
             return
 
 
@@ -262,7 +285,14 @@ def wake_receivers(conn: Connection, *, strangers: Collection[str] = ()) -> Deli
 
 def _wake(conn: Connection, boxes: Collection[str], strangers: Collection[str]) -> Delivered:
     of_boxes = (_is_run_of(boxes), _BOX.in_(boxes), _NOT_FINISHED)
-    columns = (_I.instance_id, _BOX.label("box"), _I.locked_by, _I.service, _I.error.is_not(None).label("is_blocked"))
+    columns = (
+        _I.instance_id,
+        _BOX.label("box"),
+        _I.locked_by,
+        _I.service,
+        _I.workflow_name,
+        _I.error.is_not(None).label("is_blocked"),
+    )
     # Locked first and read afterwards: a wait that is registered just now is seen, or its row is left for next time.
     locked = conn.execute(
         select(*columns).where(*of_boxes).order_by(_I.instance_id).with_for_update(skip_locked=True)
@@ -292,7 +322,7 @@ def _wake(conn: Connection, boxes: Collection[str], strangers: Collection[str]) 
     # Handed over while a transaction that is over by now gave up the wait for it, or blocked its instance.
     has_returned |= inboxes.return_surplus(conn, handed, competing)
     return Delivered(
-        frozenset(row.service for row in due),
+        frozenset((row.service, row.workflow_name) for row in due),
         frozenset(row.locked_by for row in woken if row.locked_by is not None),
         is_unfinished=bool(in_use) or has_returned,
     )

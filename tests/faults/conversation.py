@@ -107,7 +107,12 @@ def talk_work_plainly(ctx: SyncWorkflowContext) -> None:
 @workflow
 async def talk_edit(ctx: WorkflowContext) -> list[Any]:
     """By its body and by activities in turn, with pauses in which it is parked."""
-    ready = [(await receive(ctx)).data for _ in LISTENERS]
+    ready = [(await receive(ctx)).data]
+    await sleep(ctx, 0.15)
+    while len(ready) < len(LISTENERS) - 1:  # the others have come meanwhile: what the loser has taken, it gives back
+        _, message = await ctx.first_of(receive(ctx), receive(ctx))
+        ready.append(message.data)
+    ready.append((await receive(ctx)).data)
     for place, news in enumerate(NEWS):
         if place % 2:
             await talk_announce(ctx, "news", news)

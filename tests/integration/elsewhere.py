@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import uuid
 from typing import Any
 
 from flask import Flask
@@ -69,6 +70,20 @@ def send(url: str, event_type: str, service: str) -> None:
     asyncio.run(main())
 
 
+def send_as_worker(url: str, event_type: str) -> None:
+    """An event, from a worker that goes on until it is killed, and knows the workflows of this module only."""
+
+    async def main() -> None:
+        async with EddaApp(service_name=SERVICE, db_url=url) as app:
+            instance_id = uuid.uuid4().hex
+            await _start(app, number, instance_id, "0", 1)
+            await app.result(instance_id)  # by now all have heard of this worker
+            await app.send_event(event_type, "elsewhere", {"n": 7})
+            await asyncio.Event().wait()
+
+    asyncio.run(main())
+
+
 def park(url: str, instance_id: str, seconds: str) -> None:
     """A worker that begins to sleep in a workflow, and goes on until it is killed."""
 
@@ -89,6 +104,7 @@ COMMANDS = {
     "script": start_in_a_script,
     "fork": start_on_both_sides_of_a_fork,
     "send": send,
+    "send as worker": send_as_worker,
     "park": park,
 }
 

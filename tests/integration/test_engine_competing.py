@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edda_engine import (
+    EddaApp,
     MessageTimeoutError,
     SyncWorkflowContext,
     WorkflowContext,
@@ -23,6 +24,7 @@ from edda_engine import (
 from edda_engine.channels import channel_message
 from edda_engine.client import cancel_with
 from edda_engine.events import event_message
+from edda_engine.workflow import workflows
 from tests.integration.engines import Gate, Tables, edda, run, storage, until
 from tests.integration.talks import (
     KINDS,
@@ -302,3 +304,45 @@ def test_messages_of_very_many_channels_reach_their_one_subscriber(database_url:
             return [await app.result(each, timeout=20) for each in ids]
 
     assert asyncio.run(main()) == channels
+
+
+@workflow
+async def takes_one_job_in_old_code(ctx: WorkflowContext) -> Any:
+    return await takes_one_job(ctx)
+
+
+def test_a_job_is_handed_to_nobody_whose_code_is_gone_until_it_is_back(database_url: str) -> None:
+    tables = Tables(database_url)
+    everything = workflows.snapshot()
+    without_old = {name: found for name, found in everything.items() if name != "takes_one_job_in_old_code"}
+
+    async def main() -> list[Any]:
+        async with edda(database_url) as app:
+            old = await app.start(takes_one_job_in_old_code)
+            await asleep(tables, old)
+        workflows.restore(without_old)
+        async with edda(database_url) as app:
+            new = await app.start(takes_one_job)
+            await asleep(tables, new)
+            await app.publish("jobs", 1)
+            taken = await app.result(new, timeout=20)
+            await app.publish("jobs", 2)
+            await until(lambda: queued(tables) == [""])
+            workflows.restore(everything)  # its module is imported late
+            return [taken, await app.result(old, timeout=20)]
+
+    assert asyncio.run(main()) == [1, 2]
+
+
+def test_a_job_that_came_while_no_worker_of_the_receivers_service_was_there_is_handed_to_it(sqlite_url: str) -> None:
+    tables = Tables(sqlite_url)
+    instance_id = asyncio.run(left_asleep(sqlite_url, takes_one_job))
+
+    async def main() -> Any:
+        async with EddaApp(service_name="another", db_url=sqlite_url, poll_interval_seconds=0.1) as other:
+            await other.publish("jobs", 1)
+            await until(lambda: queued(tables) == [""])
+            async with edda(sqlite_url, poll_interval_seconds=RARELY) as app:
+                return await app.result(instance_id, timeout=20)
+
+    assert asyncio.run(main()) == 1

@@ -309,6 +309,9 @@ NO_TIMES: list[Callable[[Any], Any]] = [
     lambda ctx: sleep_until(ctx, datetime.max.replace(tzinfo=UTC)),
     lambda ctx: sleep_until(ctx, "2099-01-01"),
     lambda ctx: sleep_until(ctx, 5),
+    lambda ctx: sleep(ctx, 10**400),
+    lambda ctx: sleep_until(ctx, datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))),
+    lambda ctx: sleep_until(ctx, datetime(9000, 12, 31, 23, tzinfo=timezone(timedelta(hours=-14)))),
 ]
 
 
@@ -321,6 +324,8 @@ def test_what_is_no_time_is_a_value_error_and_the_body_goes_on(database_url: str
                 await ask(ctx)
             except ValueError as error:
                 problems.append(str(error))
+        await sleep(ctx, -(10**400))
+        await sleep_until(ctx, datetime(1, 1, 1, 14, tzinfo=timezone(timedelta(hours=14))))
         await sleep(ctx, 0.01)
         return problems
 

@@ -273,6 +273,22 @@ def test_an_event_that_another_worker_delivers_is_heard_by_the_one_that_holds_th
     assert asyncio.run(main()) == {"n": 7}
 
 
+def test_an_event_that_a_sibling_delivers_which_does_not_know_the_workflow_wakes_it_at_once(postgres_url: str) -> None:
+    @workflow
+    async def known_only_here(ctx: WorkflowContext) -> Any:
+        return (await wait_event(ctx, "paid")).data
+
+    async def main() -> Any:
+        tables = Tables(postgres_url)
+        async with edda(postgres_url, poll_interval_seconds=RARELY) as app:
+            instance_id = await app.start(known_only_here)
+            await until(lambda: tables.status(instance_id) == Status.WAITING_FOR_EVENT)
+            with living_elsewhere(postgres_url, "send as worker", "paid"):
+                return await app.result(instance_id, timeout=40)
+
+    assert asyncio.run(main()) == {"n": 7}
+
+
 # What is lost is found.
 
 

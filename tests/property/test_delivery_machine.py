@@ -331,10 +331,11 @@ class Delivery(RuleBasedStateMachine):
     def crash(self, data: st.DataObject) -> None:
         """The process dies between two transactions, and its instance is taken over."""
         box, slot = self.drawn(data, self.free())
-        try:
-            self.world.attempt(slot, lambda conn: instances.release(conn, worker_id=WORKER, instance_ids=[box.run]))
-        except GaveUp:
-            return
+        is_released = self.world.attempt(
+            slot, lambda conn: instances.release(conn, worker_id=WORKER, instance_ids=[box.run])
+        )
+        if not is_released:
+            return  # its row is locked: whoever takes over looks again later
 
         def learn() -> None:
             box.is_held, box.last = False, None
