@@ -359,3 +359,24 @@ def test_recurring_page_adds_up_every_number_across_its_runs(load: Load, sqlite_
         return await running.result(first)
 
     assert run(sqlite_url, ask) == 55
+
+
+# Parking
+
+
+def test_parking_page_runs_what_is_in_finally_at_each_eviction_and_the_step_after_it_once(
+    load: Load, sqlite_url: str
+) -> None:
+    module = load("parking")
+    app = EddaApp("docs", sqlite_url, max_parked=0)
+
+    async def ask() -> Any:
+        running = Running(app, sqlite_url)
+        instance_id = await running.start(module.review, "ada", waits_for="review.answered")
+        await until(lambda: not module.watched)  # the body is gone, and its finally has run
+        before = list(module.letters)
+        await app.send_event("review.answered", "test", "yes", instance_id=instance_id)
+        return before, await running.result(instance_id)
+
+    assert run_with(app, ask) == ([], "yes")
+    assert (module.letters, module.watched) == (["ada"], set())
