@@ -353,6 +353,8 @@ class Run:
         return lambda holder: Step(holder, key, seq, EventType.ACTIVITY_CANCELLED, event)
 
     async def _long_pause(self, seconds: float | None, *, status: Status, asks: str | None) -> None:
+        if self.fate is not None:
+            raise self.fate  # sealed while it asked for what it would wait for now: nobody would wake it
         self._step_ends()
         self._look_if_idle()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from edda_engine import (
     WorkflowCancelledError,
     WorkflowContext,
     activity,
+    sleep,
+    wait_event,
     workflow,
 )
 from edda_engine.core.status import Status
@@ -267,3 +270,33 @@ def test_a_cancelled_instance_whose_worker_is_gone_ends_when_it_is_claimed(datab
 
     asyncio.run(main())
     assert runs == []
+
+
+@pytest.mark.parametrize("wait", [lambda ctx: wait_event(ctx, "never"), lambda ctx: sleep(ctx, 3600)])
+def test_a_body_that_is_asked_to_stop_just_before_it_begins_to_wait_does_not_wait(
+    database_url: str, wait: Callable[[Any], Any]
+) -> None:
+    """Its question was answered before the request was there; whoever tells it then finds nothing to wake."""
+    tables = Tables(database_url)
+    asked: list[str] = []
+
+    @workflow
+    async def about_to_wait(ctx: WorkflowContext) -> None:
+        await wait(ctx)
+
+    def tell(point: str) -> None:
+        if point == "take.after_commit" and not asked:
+            executor = app._engine.executor  # type: ignore[union-attr]
+            asked.extend(executor.held)
+            tables.execute("UPDATE edda_instances SET cancel_requested_at = :now", now="2001-01-01 00:00:00.000")
+            executor.ask_to_stop(asked[0])
+
+    app = edda(database_url, probe=tell)
+
+    async def main() -> None:
+        async with app:
+            with pytest.raises(WorkflowCancelledError):
+                await app.result(await app.start(about_to_wait), timeout=10)
+
+    asyncio.run(main())
+    assert asked
