@@ -14,8 +14,9 @@ from typing import Any
 
 from edda_engine.errors import ConfigurationError, DatabaseUnavailableError, UsageError
 from edda_engine.hooks import HooksBase, WorkflowHooks
+from edda_engine.outbox import publishers
 from edda_engine.outbox.outgoing import OutgoingEvent, Publisher
-from edda_engine.outbox.publishers import CallablePublisher, HttpPublisher
+from edda_engine.outbox.publishers import CallablePublisher
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.runtime.relay import LOCK_SECONDS, Relay
 from edda_engine.storage import migrate
@@ -174,7 +175,7 @@ def _publisher(given: Publisher | Callable[[OutgoingEvent], Any] | None, broker_
     if (given is None) == (broker_url is None):
         raise ConfigurationError("OutboxRelayer takes a publisher or a broker_url; exactly one of them is needed.")
     if broker_url is not None:
-        return HttpPublisher(broker_url)
+        return publishers.HttpPublisher(broker_url)
     if not hasattr(given, "publish"):
         return CallablePublisher(given)  # type: ignore[arg-type]
     publisher: Publisher = given  # type: ignore[assignment]

@@ -12,32 +12,38 @@ import importlib
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edda_engine.errors import ConfigurationError, PublishLaterError
 from edda_engine.outbox.outgoing import OutgoingEvent, Publisher
 from edda_engine.settings import OutboxSettings
 from edda_engine.threads import DaemonThreads
 
-try:
-    from edda_engine.outbox.http_publisher import HttpPublisher
-except ModuleNotFoundError as missing:
-    if missing.name is None or missing.name.partition(".")[0] not in ("httpx", "cloudevents"):
-        raise
-    _missing = missing.name
-
-    class HttpPublisher:  # type: ignore[no-redef]
-        """Stands for the real one, which needs an extra that is not installed."""
-
-        def __init__(self, *_: Any, **__: Any) -> None:
-            raise ConfigurationError(
-                f"Publishing over HTTP needs {_missing!r}, which is not installed. Install edda-wsgi[cloudevents]."
-            )
-
+if TYPE_CHECKING:
+    from edda_engine.outbox.http_publisher import HttpPublisher as HttpPublisher
 
 __all__ = ["CallablePublisher", "HttpPublisher", "OutgoingEvent", "Publisher", "load_publisher"]
 
 _THREADS = 16
+
+
+def __getattr__(name: str) -> Any:
+    """``HttpPublisher`` is imported by those who ask for it: it needs an extra, and takes a while to import."""
+    if name != "HttpPublisher":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return importlib.import_module("edda_engine.outbox.http_publisher").HttpPublisher
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0] not in ("httpx", "cloudevents"):
+            raise
+        return partial(_refuse, missing.name)
+
+
+def _refuse(missing: str, *_: Any, **__: Any) -> NoReturn:
+    raise ConfigurationError(
+        f"Publishing over HTTP needs {missing!r}, which is not installed. Install edda-wsgi[cloudevents]."
+    )
 
 
 class CallablePublisher:
