@@ -101,6 +101,8 @@ def refuse_unfinished(owner: str, path: str, value: Any, depth: int = 0) -> None
     :raises PayloadError: *value* is one, or holds one.
     """
     kind = type(value)
+    if kind in _SCALARS:
+        return
     if kind in (dict, list, tuple):
         if depth > _DEEPEST:
             return  # refused for its depth a moment later

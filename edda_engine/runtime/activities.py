@@ -35,7 +35,7 @@ from edda_engine.hooks import WorkflowHooks
 from edda_engine.runtime import attempts
 from edda_engine.runtime.deadlines import within_time
 from edda_engine.runtime.environment import Environment
-from edda_engine.runtime.handing import resolve, run_on, tell
+from edda_engine.runtime.handing import Answer, run_on, tell
 from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.transactions import AttemptTransaction, outage_in_words, refused_by_database
@@ -205,34 +205,34 @@ class StepWork:
         # A fresh context: nothing of the body, and nothing of a request, is inherited.
         fresh = contextvars.Context()
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[attempts.Ending]
+        ending: Answer[attempts.Ending] = Answer()
         if is_async:
-            future = loop.create_task(
+            task = loop.create_task(
                 attempt.run_async(place.environment, self._args, self._kwargs, make_step), context=fresh
             )
-            return attempt, await within_time(self._activity, future, transaction)
-        future = loop.create_future()
-        begun: asyncio.Future[None] | None = None if self._activity.timeout_seconds is None else loop.create_future()
+            task.add_done_callback(ending.say_as)
+            return attempt, await within_time(self._activity, ending, transaction, cancel=task.cancel)
+        begun: Answer[None] | None = None if self._activity.timeout_seconds is None else Answer()
 
         def job() -> None:
             if transaction.is_refused:
                 return  # given up while it waited for a thread: it is not even begun
             if begun is not None:
-                tell(loop, begun, None)
+                tell(loop, begun.say, None)
             try:
-                ending = fresh.run(attempt.run, place.environment, self._args, self._kwargs, make_step)
-                if isinstance(ending, attempts.Returned):
-                    self._hand_over(attempt, ending, future)
+                found = fresh.run(attempt.run, place.environment, self._args, self._kwargs, make_step)
+                if isinstance(found, attempts.Returned):
+                    self._hand_over(attempt, found, ending)
                 else:
-                    tell(loop, future, ending)
+                    tell(loop, ending.say, found)
             except BaseException as error:  # an error of ours, or of a probe: the body meets it
-                tell(loop, future, error)
+                tell(loop, ending.say, error)
 
         place.threads.put(job)
-        return attempt, await within_time(self._activity, future, transaction, begun=begun)
+        return attempt, await within_time(self._activity, ending, transaction, begun=begun)
 
     def _hand_over(
-        self, attempt: attempts.Attempt, returned: attempts.Returned, future: asyncio.Future[attempts.Ending]
+        self, attempt: attempts.Attempt, returned: attempts.Returned, ending: Answer[attempts.Ending]
     ) -> None:
         """On the activity's thread: the step goes straight to the committer, without a turn of the loop between."""
         if not attempt.transaction.hand_over():
@@ -240,10 +240,10 @@ class StepWork:
 
         def written(outcome: Outcome | BaseException) -> None:
             if isinstance(outcome, BaseException):
-                resolve(future, attempts.Unsaved(outcome))
+                ending.say(attempts.Unsaved(outcome))
                 return
             self._place.probe("step.after_commit")
-            resolve(future, attempts.Written(outcome, returned.value))
+            ending.say(attempts.Written(outcome, returned.value))
 
         step = self._completed(returned.result_json, attempt)
         self._place.probe("step.before_commit")

@@ -139,6 +139,8 @@ class Committer:
         self, batch: list[_Job], outcomes: list[BatchOutcome | BaseException]
     ) -> tuple[list[_Job], list[BatchOutcome | BaseException]]:
         """Units whose instance somebody else has locked are tried again a moment later; the others do not wait."""
+        if not any(isinstance(outcome, Busy) for outcome in outcomes):
+            return batch, outcomes
         answered: list[_Job] = []
         answers: list[BatchOutcome | BaseException] = []
         for job, outcome in zip(batch, outcomes, strict=True):

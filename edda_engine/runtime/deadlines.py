@@ -6,62 +6,67 @@ An attempt that is not waited for any more is refused: nothing of it may be save
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from edda_engine.activity import Activity
 from edda_engine.errors import ActivityTimeoutError
 from edda_engine.runtime import attempts
+from edda_engine.runtime.handing import Answer
 from edda_engine.runtime.transactions import AttemptTransaction
+
+Ending = Answer[attempts.Ending]
 
 
 async def within_time(
     activity: Activity[..., Any],
-    future: asyncio.Future[attempts.Ending],
+    ending: Ending,
     transaction: AttemptTransaction,
     *,
-    begun: asyncio.Future[None] | None = None,
+    begun: Answer[None] | None = None,
+    cancel: Callable[[], object] | None = None,
 ) -> attempts.Ending:
     """Wait for an attempt to end, at most for the activity's ``timeout_seconds`` from when it has *begun*.
 
-    :param begun: Resolved when a thread has taken the attempt up; the time before does not count.
+    :param begun: Said when a thread has taken the attempt up; the time before does not count.
+    :param cancel: Ends the attempt, if that can be done; it says then how it has ended.
     :raises asyncio.CancelledError: the body has given the attempt up, and nothing of it will be saved.
     """
     limit = activity.timeout_seconds
     if limit is None:
-        return await _uninterrupted(future, transaction)
+        return await _uninterrupted(ending, transaction)
     try:
         if begun is not None:
-            either: set[asyncio.Future[Any]] = {begun, future}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        done, _ = await asyncio.wait({future}, timeout=limit)
+            await begun.wait()
+        is_in_time = await ending.is_there_within(limit)
     except asyncio.CancelledError:
-        return await _given_up(future, transaction)
-    if done:
-        return future.result()
+        return await _given_up(ending, transaction)
+    if is_in_time:
+        return await ending.wait()
     late = ActivityTimeoutError(activity.name, limit)
-    if isinstance(future, asyncio.Task):
-        future.cancel()
-        ending = await _uninterrupted(future, transaction)
-        return ending if not isinstance(ending, attempts.Raised) else attempts.Raised(late)
+    if cancel is not None:
+        cancel()
+        found = await _uninterrupted(ending, transaction)
+        return found if not isinstance(found, attempts.Raised) else attempts.Raised(late)
     if not transaction.refuse():
-        return await _uninterrupted(future, transaction)  # it is committing: that counts
+        return await _uninterrupted(ending, transaction)  # it is committing: that counts
     await asyncio.to_thread(transaction.terminate_backend)
     return attempts.Raised(late)
 
 
-async def _uninterrupted(future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction) -> attempts.Ending:
+async def _uninterrupted(ending: Ending, transaction: AttemptTransaction) -> attempts.Ending:
     """Wait for an attempt to end."""
     try:
-        return await asyncio.shield(future)
+        return await ending.wait()
     except asyncio.CancelledError:
-        return await _given_up(future, transaction)
+        return await _given_up(ending, transaction)
 
 
-async def _given_up(future: asyncio.Future[attempts.Ending], transaction: AttemptTransaction) -> attempts.Ending:
+async def _given_up(ending: Ending, transaction: AttemptTransaction) -> attempts.Ending:
     """The body no longer waits for this attempt. Unless it is committing already, nothing of it may be saved.
 
     :raises asyncio.CancelledError: it will not be saved.
     """
     if transaction.refuse():
         raise asyncio.CancelledError
-    return await asyncio.shield(future)
+    return await ending.wait()

@@ -8,6 +8,7 @@ is what counts.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -87,30 +88,34 @@ def _commit_held(conn: Connection, units: Sequence[HeldUnit]) -> list[BatchOutco
         set(conn.execute(select(_C.instance_id).where(_C.instance_id.in_(missing))).scalars()) if missing else set()
     )
     outcomes = _write_units(conn, units, held)
+    if not locked:
+        return list(outcomes)
     return [
         Busy() if unit.holder.instance_id in locked else outcome for unit, outcome in zip(units, outcomes, strict=True)
     ]
 
 
 def _write_units(conn: Connection, units: Sequence[HeldUnit], held: _Held) -> list[Outcome]:
-    valid = [unit for unit in units if _is_held(unit.holder, held)]
-    steps = [unit for unit in valid if isinstance(unit, Step)]
-    recorded_before = _commit_steps(conn, steps)
+    are_held = [_is_held(unit.holder, held) for unit in units]
+    valid: defaultdict[type[HeldUnit], list[Any]] = defaultdict(list)
+    for unit, is_held in zip(units, are_held, strict=True):
+        if is_held:
+            valid[type(unit)].append(unit)
+    recorded_before = _commit_steps(conn, valid[Step])
     # A run that was asked to stop takes nothing: its body would never see it.
-    takes = [unit for unit in valid if isinstance(unit, Take) and not held[unit.holder.instance_id][2]]
+    takes = [unit for unit in valid[Take] if not held[unit.holder.instance_id][2]]
     answers = taking.commit_takes(conn, takes)
-    for unit in valid:
-        if isinstance(unit, Subscribe):
-            answers[_key(unit)] = taking.commit_subscription(conn, unit)
-        elif isinstance(unit, PutBack):
-            taking.put_back(conn, unit)
-    _commit_attempts(conn, [unit for unit in valid if isinstance(unit, Attempt)])
-    due = _commit_waits(conn, [unit for unit in valid if isinstance(unit, Wait)], held)
-    _commit_ends(conn, [_unless_cancelled(unit, held) for unit in valid if isinstance(unit, End)])
-    _commit_blocks(conn, [unit for unit in valid if isinstance(unit, Block)])
+    for unit in valid[Subscribe]:
+        answers[_key(unit)] = taking.commit_subscription(conn, unit)
+    for unit in valid[PutBack]:
+        taking.put_back(conn, unit)
+    _commit_attempts(conn, valid[Attempt])
+    due = _commit_waits(conn, valid[Wait], held)
+    _commit_ends(conn, [_unless_cancelled(unit, held) for unit in valid[End]])
+    _commit_blocks(conn, valid[Block])
     outcomes: list[Outcome] = []
-    for unit in units:
-        if not _is_held(unit.holder, held):
+    for unit, is_held in zip(units, are_held, strict=True):
+        if not is_held:
             outcomes.append(LeaseLost())
             continue
         is_cancelled = held[unit.holder.instance_id][2]
@@ -120,8 +125,12 @@ def _write_units(conn: Connection, units: Sequence[HeldUnit], held: _Held) -> li
             case Take() | Subscribe():
                 outcomes.append(replace(answers.get(_key(unit), Open(None)), is_cancelled=is_cancelled))
             case _:
-                outcomes.append(Saved(is_cancelled, is_due=unit.holder.instance_id in due))
+                is_due = unit.holder.instance_id in due
+                outcomes.append(Saved(is_cancelled, is_due=is_due) if is_cancelled or is_due else _SAVED)
     return outcomes
+
+
+_SAVED = Saved()
 
 
 def _key(unit: Step | Take | Subscribe) -> _Key:
@@ -143,7 +152,7 @@ def _held(conn: Connection, units: Sequence[HeldUnit], *, waits: bool) -> _Held:
     """
     only_reads = all(isinstance(unit, (Step, Attempt)) for unit in units)
     ids = {unit.holder.instance_id for unit in units}
-    rows = conn.execute(_LOCK[only_reads, waits].on(conn), {"ids": list(ids)})
+    rows = conn.execute(_LOCK[only_reads, waits].on(conn), {"ids": list(ids)}).all()
     return {row[0]: (row[1], row[2], bool(row[3])) for row in rows}
 
 

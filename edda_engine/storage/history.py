@@ -46,7 +46,7 @@ def _INSERT(dialect: str) -> Any:
 
 def insert_steps(conn: Connection, rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
     """Write steps; returns the keys of those that were not recorded before."""
-    return {(row[0], row[1]) for row in conn.execute(_INSERT.on(conn), {"rows": as_rows(rows)})}
+    return {(row[0], row[1]) for row in conn.execute(_INSERT.on(conn), {"rows": as_rows(rows)}).all()}
 
 
 def replace_step(conn: Connection, key: tuple[str, str], event_type: EventType, event_json: str) -> None:
