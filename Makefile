@@ -29,7 +29,7 @@ test: $(VENV)/.dev  ## run every test on SQLite and on a private PostgreSQL
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 faults: $(VENV)/.dev  ## try every fault at every commit, and print the table
-	$(BIN)/python -m pytest -q -n auto --dist worksteal tests/faults/test_fault_table.py $(ARGS)
+	EDDA_EVERY_FAULT=1 $(BIN)/python -m pytest -q -n auto --dist worksteal tests/faults/test_fault_table.py $(ARGS)
 
 chaos: DB = postgresql
 chaos: $(VENV)/.dev  ## kill, pause and restart everything under thousands of orders; DB=sqlite for SQLite

@@ -39,9 +39,38 @@ def test_an_idle_thread_is_used_again() -> None:
     seen = set()
     for _ in range(5):
         seen.add(threads.submit(threading.get_ident).result(20))
-        eventually(lambda: len(threads._idle) == 1)
+        eventually(lambda: len(threads._asleep) == 1)
     threads.shutdown()
     assert len(seen) == 1
+
+
+def test_a_job_that_blocks_holds_up_none_of_those_put_with_it() -> None:
+    threads = DaemonThreads(3, name="burst")
+    gate, done = threading.Event(), threading.Semaphore(0)
+
+    def wait() -> None:
+        assert gate.wait(20)
+        done.release()
+
+    for job in (wait, done.release, wait, *[done.release] * 50):
+        threads.put(job)
+    assert all(done.acquire(timeout=20) for _ in range(51))
+    gate.set()
+    assert all(done.acquire(timeout=20) for _ in range(2))
+    threads.shutdown()
+    eventually(lambda: alive("burst") == 0)
+
+
+def test_short_jobs_that_come_together_are_done_by_few_threads() -> None:
+    threads = DaemonThreads(50, name="short")
+    seen: set[int] = set()
+    with threads._lock:  # nobody begins before all are there
+        threads._jobs.extend([lambda: seen.add(threading.get_ident())] * 50)
+    done = threading.Event()
+    threads.put(done.set)
+    assert done.wait(20)
+    threads.shutdown()
+    assert len(seen) < 50
 
 
 def test_whatever_a_call_raises_goes_to_who_waits() -> None:
