@@ -81,8 +81,8 @@ def test_a_body_that_blocks_is_named_while_it_blocks(
 
     async def main() -> str:
         async with edda(database_url) as app:
+            threading.Thread(target=release).start()  # at once: the body may block before its start is told
             instance_id = await app.start(slow_plainly if is_plain else slow)
-            threading.Thread(target=release).start()
             await app.result(instance_id, timeout=30)
             return instance_id
 
