@@ -13,6 +13,7 @@ from edda_engine.client import Client
 from edda_engine.errors import ResultTimeoutError
 from edda_engine.outcomes import Ended, outcome_of_ending
 from edda_engine.runtime.completions import Ending
+from edda_engine.timers import checked_seconds
 
 _FIRST_PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 1.0
@@ -20,7 +21,10 @@ _GROWTH = 1.5
 
 
 class ResultWait:
-    """One caller's wait for one instance: :meth:`look`, pause for :meth:`seconds` or until woken, and again."""
+    """One caller's wait for one instance: :meth:`look`, pause for :meth:`seconds` or until woken, and again.
+
+    :raises ValueError: *timeout* is no number of seconds.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,7 @@ class ResultWait:
         is_running_here: Callable[[str], bool],
         wake: Callable[[], None],
     ) -> None:
+        timeout = None if timeout is None else checked_seconds("result", "timeout", timeout)
         self._client, self._instance_id, self._timeout = client, instance_id, timeout
         self._is_running_here, self._wake = is_running_here, wake
         self._deadline = None if timeout is None else time.monotonic() + timeout

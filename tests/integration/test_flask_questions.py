@@ -98,6 +98,12 @@ def test_result_timeout_is_a_timeout_error(shop: Shop) -> None:
         shop.edda.result(start(shop, later, delay=3600), timeout=0)
 
 
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), "3", True])
+def test_result_refuses_a_timeout_that_is_no_number_of_seconds(shop: Shop, timeout: Any) -> None:
+    with shop.app.app_context(), pytest.raises(ValueError, match=r"result\(timeout="):
+        shop.edda.result("any", timeout=timeout)
+
+
 def test_result_of_an_unknown_instance_is_an_error_that_names_it(shop: Shop) -> None:
     shop.edda.start_worker()
 
