@@ -103,8 +103,7 @@ class Application:
     @property
     def notes(self) -> list[str]:
         """What an operator should know about how this application is set up."""
-        note = self._find().note
-        return [] if note is None else [note]
+        return [] if (note := self._find().note) is None else [note]
 
     # Starting and cancelling.
 
@@ -363,10 +362,10 @@ class Application:
         if self._engine is not None:
             self._engine.stop_claiming()
 
-    def stop_engine(self, timeout: float | None) -> None:
-        """Drain and stop the engine of this process; does nothing if there is none."""
+    def stop_engine(self, timeout: float | None) -> bool:
+        """Drain and stop the engine of this process, if there is one; False if its loop is blocked, and left behind."""
         if self._pid != os.getpid():
-            return
+            return True
         if self._loop_thread is not None:
             self._loop_thread.refuse_own_thread()
         with self._lock:
@@ -377,15 +376,16 @@ class Application:
             self._notifier.close()
             if self._found is not None:
                 self._found.database.close()
-            return
+            return True
         if starting is not None and not starting.done():
             starting.cancel()
         if engine is not None:
+            seconds = self.settings.shutdown_seconds if timeout is None else timeout
             try:
-                loop_thread.run(engine.stop(timeout))
+                loop_thread.run_last(engine.stop(seconds), seconds=seconds)
             except (concurrent.futures.CancelledError, RuntimeError):  # the loop has died, or dies
                 bury(engine, is_wanted=lambda: False)
-        loop_thread.stop()
+        return loop_thread.stop()
 
     def _after_fork(self) -> None:
         if self._pid == os.getpid():

@@ -83,8 +83,8 @@ def worker(processes: int) -> None:
     click.echo(f"  database   {_shown_url(application)}", err=True)
     click.echo(f"  workflows  {', '.join(workflows.names()) or 'none: name their modules in WORKFLOWS'}", err=True)
     click.echo("  stop with Ctrl-C or SIGTERM", err=True)
-    lifecycle.run_until_signalled(application, ends_process=True)
-    click.echo("stopped; nothing is left behind", err=True)
+    if lifecycle.run_until_signalled(application, ends_process=True):
+        click.echo("stopped; nothing is left behind", err=True)
 
 
 @_command("upgrade")

@@ -70,10 +70,11 @@ def stop_all(at_most_seconds: float) -> None:
         application.stop_engine(min(application.settings.shutdown_seconds, at_most_seconds))
 
 
-def run_until_signalled(application: Application, *, ends_process: bool = False) -> None:
+def run_until_signalled(application: Application, *, ends_process: bool = False) -> bool:
     """Run workflows in this process until SIGTERM or SIGINT, then drain. Ctrl-C while it drains stops at once.
 
     :param ends_process: Nothing of importance follows, so no later signal may turn success into a failure.
+    :returns: False if a body blocks the event loop, so that nothing could be handed over.
     """
     # What was under way goes on elsewhere.
     with StopSignals(hurry=lambda: os._exit(1)) as signals:
@@ -81,9 +82,10 @@ def run_until_signalled(application: Application, *, ends_process: bool = False)
         while not signals.wait(_LOOK_SECONDS) and not has_lost_its_supervisor():
             if starting.done() and (error := starting.exception()) is not None:
                 raise error
-        application.stop_engine(None)
+        is_drained = application.stop_engine(None)
         if ends_process:
             signals.ignore_from_now_on(exit_status=0)
+    return is_drained
 
 
 def _start_unless_testing(app: Flask, application: Application) -> None:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from edda_engine.errors import UsageError
@@ -16,6 +16,10 @@ from edda_engine.errors import UsageError
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_BLOCKED_SECONDS = 5.0
+"""So long does a loop not answer that is blocked, and not only busy."""
+_LOOK_SECONDS = 1.0
 
 
 class LoopThread:
@@ -30,7 +34,7 @@ class LoopThread:
     ) -> None:
         self._loop = new_event_loop()
         self._died = died
-        self._stopping = self._is_over = False
+        self._stopping = self._is_over = self._is_left = False
         self._changing = threading.Lock()
         self._submitted: dict[Future[Any], Coroutine[Any, Any, Any]] = {}
         self._started = threading.Event()
@@ -82,13 +86,47 @@ class LoopThread:
             raise
         return self.submit(coroutine).result(timeout)
 
-    def stop(self) -> None:
-        """Stop the loop; from its own thread, without waiting for its end."""
+    def run_last(self, coroutine: Coroutine[Any, Any, None], *, seconds: float) -> None:
+        """Run what ends all work of the loop and wait for it, longer than *seconds* only while the loop answers.
+
+        Nothing can interrupt a body that blocks the loop, and a process that is told to stop must end all the same.
+        """
+        ending = self.submit(coroutine)
+        wait([ending], seconds)
+        while not ending.done():
+            if not self._answers() and not ending.done():
+                self._is_left = True
+                ending.add_done_callback(lambda _: self._ask_to_stop())
+                _log.error(
+                    "The event loop is blocked, so this worker stops without handing over what it was running; that goes on"
+                    " elsewhere when this process has ended. The warning before this one names the body that blocks"
+                )
+                return
+            wait([ending], _LOOK_SECONDS)
+        ending.result()
+
+    def stop(self) -> bool:
+        """Stop the loop; from its own thread, without waiting for its end.
+
+        :returns: False if it is blocked: it is left to itself, and stops when it goes on, if ever.
+        """
+        if self._is_left:
+            return False
+        self._ask_to_stop()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        return True
+
+    def _answers(self) -> bool:
+        answered = threading.Event()
+        with contextlib.suppress(RuntimeError):  # it has died, and is closed: nobody waits for it
+            self._loop.call_soon_threadsafe(answered.set)
+        return answered.wait(_BLOCKED_SECONDS)
+
+    def _ask_to_stop(self) -> None:
         self._stopping = True
         with contextlib.suppress(RuntimeError):  # it has died, and is closed
             self._loop.call_soon_threadsafe(self._loop.stop)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
 
     def _work(self) -> None:
         asyncio.set_event_loop(self._loop)

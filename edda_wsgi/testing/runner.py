@@ -13,6 +13,7 @@ from edda_engine.runtime.engine import Engine
 from edda_engine.runtime.environment import Environment
 from edda_engine.storage import migrate
 from edda_engine.storage.database import Database
+from edda_engine.testing.errors import StuckError
 from edda_engine.testing.runner import TIMEOUT_SECONDS, Runner
 from edda_wsgi.application import Application
 from edda_wsgi.environment import FlaskEnvironment
@@ -112,8 +113,15 @@ class FlaskBench:
         self._application.start_engine().result(TIMEOUT_SECONDS)
 
     def stop_worker(self, timeout: float) -> None:
-        """Stop it."""
-        self._application.stop_engine(timeout)
+        """Stop it.
+
+        :raises StuckError: a body blocks its event loop.
+        """
+        if not self._application.stop_engine(timeout):
+            raise StuckError(
+                "A workflow's body still blocks the event loop after its worker was stopped. A real worker's process would"
+                " end all the same; here the body goes on. Move what is slow in it into an @activity."
+            )
 
     def save_session(self) -> None:
         """Commit ``db.session`` of the app context that the test is in."""

@@ -62,6 +62,30 @@ def test_a_blocked_event_loop_is_seen(shop: Shop, monkeypatch: pytest.MonkeyPatc
     eventually(lambda: is_well(shop))
 
 
+def test_a_process_whose_loop_is_blocked_can_be_stopped(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("edda_wsgi.loop_thread._BLOCKED_SECONDS", 0.2)
+    released, began, went_on = threading.Event(), threading.Event(), threading.Event()
+
+    @workflow
+    async def is_stuck(ctx: WorkflowContext) -> None:
+        began.set()
+        released.wait(30)
+        went_on.set()
+
+    with open_shop(sqlite_url) as shop:
+        shop.edda.start_worker()
+        with shop.app.app_context():
+            is_stuck.options(session=None).start()
+        assert began.wait(20)
+        shop.edda.shutdown(timeout=0.1)
+        assert not went_on.is_set()
+        assert "this worker stops without handing over" in caplog.text
+        released.set()
+        eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "edda-loop"])
+
+
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")  # they died with their loop
 def test_a_loop_that_dies_is_seen_and_what_was_under_way_goes_on_in_a_new_one(
     shop: Shop, caplog: pytest.LogCaptureFixture
