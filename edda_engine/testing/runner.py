@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from sqlalchemy import select
 
+from edda_engine.activity import Activity
 from edda_engine.channels import channel_message, direct_message
 from edda_engine.client import Instance
 from edda_engine.core.events import HistoryEvent
@@ -200,6 +201,11 @@ class Runner:
         """
         self._ready()
         if not is_workflow(what):
+            if args or not callable(what) or isinstance(what, Activity):
+                raise UsageError(
+                    "crash_everywhere() takes a workflow with its arguments, `crash_everywhere(fulfil, order_id=1)`, or a"
+                    f" function without arguments that runs one; not {what!r}."
+                )
             return self._crash_everywhere(what, *args, **kwargs)
         declared, options = declared_of(what)
         # The same each time, and with it what ctx.uuid4() and ctx.idempotency_key are derived from.

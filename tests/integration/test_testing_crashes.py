@@ -261,6 +261,27 @@ def uneventful(ctx: Any) -> None:
     pass
 
 
+def test_what_is_looked_at_and_is_never_the_same_is_told_as_that(sqlite_runner: WorkflowRunner) -> None:
+    turns = iter(range(1000))
+    with pytest.raises(CrashError, match=r"each time, even without a crash(?s:.)*look:\n +0 first\n +1 then"):
+        sqlite_runner.crash_everywhere(lambda: sqlite_runner.run(uneventful), look=lambda: next(turns))
+
+
+def test_a_scenario_in_which_nothing_could_be_killed_is_refused(sqlite_runner: WorkflowRunner) -> None:
+    with pytest.raises(UsageError, match="nothing could be killed"):
+        sqlite_runner.crash_everywhere(lambda: "written")
+
+
+@pytest.mark.parametrize(
+    ("what", "args"), [(write_letter_apart, ("bo",)), (lambda: None, ("bo",)), ("careless_letters", ())]
+)
+def test_what_is_neither_a_workflow_nor_a_scenario_is_refused(
+    sqlite_runner: WorkflowRunner, what: Any, args: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError, match="takes a workflow with its arguments"):
+        sqlite_runner.crash_everywhere(what, *args)
+
+
 def test_an_error_of_the_scenario_itself_is_raised_as_it_is(sqlite_runner: WorkflowRunner) -> None:
     with pytest.raises(ZeroDivisionError):
         sqlite_runner.crash_everywhere(lambda: 1 / 0)
