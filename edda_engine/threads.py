@@ -4,17 +4,14 @@ The standard pool's threads are joined when the interpreter exits, so one activi
 has drained, and handed everything over, from ending. Whatever still runs on these is cut off with the process; what it
 has not committed goes on elsewhere.
 
-A job tells by itself what became of it, so putting one costs no more than a place in a queue. :meth:`DaemonThreads.submit`
-is for those who want a future.
-
-How it thinks. To wake a thread costs more than a short job, so as few as can be are woken: one, unless one is on its way
-already. Who takes a job while others are left wakes the next one first. So a hundred short jobs are done one after the
-other by a thread that never sleeps in between, and a job that blocks holds nothing up: somebody is on the way to the rest.
+A job tells by itself what became of it, so putting one costs no more than a place in a queue; a thread that has ended
+one takes the next at once. :meth:`DaemonThreads.submit` is for those who want a future.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -34,26 +31,25 @@ class DaemonThreads(Executor):
 
     def __init__(self, most: int, *, name: str) -> None:
         self._most, self._name = most, name
-        self._lock = threading.Lock()
-        self._jobs: deque[Job] = deque()
-        self._asleep: list[threading.Lock] = []
-        """What each idle thread waits for to be released."""
-        self._on_their_way = 0
-        """So many threads were woken or made, and have not looked for a job yet."""
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._putting = threading.Lock()
+        self._idle: deque[None] = deque()
         self._made = 0
         self._is_shut = False
 
     def put(self, job: Job) -> None:
         """Run a job on one of the threads; what it raises is logged.
 
-        :raises RuntimeError: the threads were shut down.
+        :raises RuntimeError: the threads were shut down, or there is none and the system makes none.
         """
-        with self._lock:
+        with self._putting:
             if self._is_shut:
                 raise RuntimeError(f"The threads {self._name!r} were shut down; nothing more can run on them.")
-            self._jobs.append(job)
-            if not self._on_their_way:
-                self._call_somebody()
+            try:
+                self._idle.pop()
+            except IndexError:
+                self._make_one()
+            self._jobs.put(job)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run a function on one of the threads.
@@ -69,52 +65,41 @@ class DaemonThreads(Executor):
 
         :param cancel_futures: Drop what has not begun.
         """
-        with self._lock:
+        with self._putting:
             self._is_shut = True
-            dropped = list(self._jobs) if cancel_futures else []
-            if cancel_futures:
-                self._jobs.clear()
-            asleep, self._asleep = self._asleep, []
-            self._on_their_way += len(asleep)
-        for bed in asleep:
-            bed.release()
-        for job in dropped:
-            if isinstance(job, _Call):
-                job.future.cancel()
+            for job in self._taken_out() if cancel_futures else ():
+                if isinstance(job, _Call):
+                    job.future.cancel()
+            for _ in range(self._made):
+                self._jobs.put(None)
 
-    def _call_somebody(self) -> None:
-        """Wake a thread, or make one; the lock is held."""
-        if self._asleep:
-            self._on_their_way += 1
-            self._asleep.pop().release()
-        elif self._made < self._most:
+    def _make_one(self) -> None:
+        if self._made == self._most:
+            return
+        try:
             threading.Thread(target=self._work, name=f"{self._name}_{self._made}", daemon=True).start()
+        except RuntimeError:  # the system has no more; those that there are will come to everything
+            if not self._made:
+                raise
+        else:
             self._made += 1
-            self._on_their_way += 1
+
+    def _taken_out(self) -> list[Job | None]:
+        found: list[Job | None] = []
+        while True:
+            try:
+                found.append(self._jobs.get_nowait())
+            except queue.Empty:
+                return found
 
     def _work(self) -> None:
-        bed = threading.Lock()
-        bed.acquire()
-        has_just_come = True
-        while True:
-            with self._lock:
-                if has_just_come:
-                    self._on_their_way -= 1
-                job = self._jobs.popleft() if self._jobs else None
-                if job is None and self._is_shut:
-                    return
-                if job is None:
-                    self._asleep.append(bed)
-                elif self._jobs and not self._on_their_way:
-                    self._call_somebody()
-            has_just_come = job is None
-            if job is None:
-                bed.acquire()
-                continue
+        while (job := self._jobs.get()) is not None:
             try:
                 job()
             except BaseException:  # it answers for what it runs, so this is an error of ours
                 _log.exception("A job of the threads %s broke", self._name)
+            del job  # nothing of a call is kept while the thread is idle
+            self._idle.append(None)
 
 
 class _Call:

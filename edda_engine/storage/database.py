@@ -186,10 +186,12 @@ class Database:
         self.engine.dispose(close=False)
 
     def close_service(self) -> None:
-        """Close the engine's own connections; they are opened again when needed."""
+        """Close the engine's own connections; they are opened again when needed. One in use is closed after its use."""
         with self._making:
             found, self._service = self._service, None
         if found is not None:
+            # A pool closes what lies in it, and would keep what comes back to it later.
+            event.listen(found.pool, "checkin", _close_late)
             found.dispose()
 
     def close(self) -> None:
@@ -323,6 +325,11 @@ def shown_url(url: URL) -> str:
 
 def _nothing() -> None:
     """No turn to give back."""
+
+
+def _close_late(_connection: Any, record: Any) -> None:
+    """A thread has ended what it was doing when its pool was closed."""
+    record.invalidate()
 
 
 def begin_if_needed(conn: Connection, statement: str = "BEGIN") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -154,3 +155,13 @@ def test_the_engine_has_room_for_three_and_no_more_whatever_the_pool_of_the_appl
             conn.close()
     database.close()
     engine.dispose()
+
+
+def test_a_connection_that_is_in_use_when_the_engines_own_are_closed_is_closed_after_its_use(database_url: str) -> None:
+    database = Database.from_url(database_url)
+    with database.service.connect() as conn:
+        raw: Any = conn.connection.dbapi_connection
+        database.close_service()
+        assert conn.exec_driver_sql("SELECT 1").scalar() == 1
+    with pytest.raises((psycopg.OperationalError, sqlite3.ProgrammingError), match="closed"):
+        raw.execute("SELECT 1")

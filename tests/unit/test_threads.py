@@ -39,7 +39,7 @@ def test_an_idle_thread_is_used_again() -> None:
     seen = set()
     for _ in range(5):
         seen.add(threads.submit(threading.get_ident).result(20))
-        eventually(lambda: len(threads._asleep) == 1)
+        eventually(lambda: len(threads._idle) == 1)
     threads.shutdown()
     assert len(seen) == 1
 
@@ -61,16 +61,26 @@ def test_a_job_that_blocks_holds_up_none_of_those_put_with_it() -> None:
     eventually(lambda: alive("burst") == 0)
 
 
-def test_short_jobs_that_come_together_are_done_by_few_threads() -> None:
-    threads = DaemonThreads(50, name="short")
-    seen: set[int] = set()
-    with threads._lock:  # nobody begins before all are there
-        threads._jobs.extend([lambda: seen.add(threading.get_ident())] * 50)
-    done = threading.Event()
-    threads.put(done.set)
-    assert done.wait(20)
+def test_where_the_system_makes_no_more_threads_those_that_there_are_do_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads = DaemonThreads(8, name="scarce")
+    gate, done = threading.Event(), threading.Semaphore(0)
+    threads.submit(done.release).result(20)
+    assert done.acquire(timeout=20)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    threads.put(lambda: gate.wait(20))
+    for _ in range(5):
+        threads.put(done.release)
+    gate.set()
+    assert all(done.acquire(timeout=20) for _ in range(5))
+
+    with pytest.raises(RuntimeError, match="can't start"):
+        DaemonThreads(8, name="none").put(done.release)
     threads.shutdown()
-    assert len(seen) < 50
 
 
 def test_whatever_a_call_raises_goes_to_who_waits() -> None:
