@@ -153,23 +153,26 @@ def prune() -> None:
 
 
 def make_finished(count: int) -> None:
-    """Instances of five steps that ended two days ago, as they are after a run; what is deleted is vacuumed."""
+    """Instances of five steps that ended two days ago, as they are after a run and a vacuum."""
     db.session.execute(
         text(
             "INSERT INTO edda_instances (instance_id, workflow_name, service, status, input, output, source_hash,"
             " lock_timeout_seconds, lock_epoch, created_at, started_at, updated_at, completed_at)"
-            " SELECT md5(n::text), 'chain', 'edda', 'completed', '{\"steps\":5}', '{\"i\":4,\"ok\":true}', '', 300, 1,"
-            " at, at, at, at FROM (SELECT n, now() - interval '2 days' - n * interval '1 millisecond' AS at"
-            f" FROM generate_series(1, {count}) n) AS made"
-        )
+            " SELECT md5(CAST(n AS text)), 'chain', 'edda', 'completed', CAST(:input AS json), CAST(:output AS json), '',"
+            " 300, 1, at, at, at, at"
+            " FROM (SELECT n, now() - interval '2 days' - n * interval '1 millisecond' AS at"
+            " FROM generate_series(1, :count) n) AS made"
+        ),
+        {"input": '{"steps":5}', "output": '{"i":4,"ok":true}', "count": count},
     )
     db.session.execute(
         text(
             "INSERT INTO edda_history (instance_id, activity_id, seq, branch, position, event_type, event_data, format,"
-            " created_at) SELECT md5(n::text), 'act:' || step, step, '', step, 'ActivityCompleted',"
-            ' \'{"activity_name":"act","input":{"i":1},"result":{"i":1,"ok":true}}\', 1, now() - interval \'2 days\''
-            f" FROM generate_series(1, {count}) n, generate_series(1, 5) step"
-        )
+            " created_at) SELECT md5(CAST(n AS text)), 'act:' || step, step, '', step, 'ActivityCompleted',"
+            " CAST(:event AS json), 1, now() - interval '2 days'"
+            " FROM generate_series(1, :count) n, generate_series(1, 5) step"
+        ),
+        {"event": '{"activity_name":"act","input":{"i":1},"result":{"i":1,"ok":true}}', "count": count},
     )
     db.session.commit()
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
