@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -56,7 +55,7 @@ class Fault:
             case "stop":
                 stop(self._folder)
             case "stop while delivering" if is_delivering(self._url):
-                os.kill(os.getpid(), signal.SIGSTOP)
+                stop(self._folder)
                 self._points = ()
             case "cut":
                 end_connections(self._url)
@@ -114,7 +113,7 @@ class Talkers(Forks):
         """A worker to which something happens at these passings of these points, counted together."""
         return self.start(converse, self._url, self.folder, points, passings, action, options)
 
-    def wait_until_it_stops(self, process: ForkServerProcess, *, may_hold_locks: bool = False) -> None:
-        """Until it has stopped itself, and without a lock by which another thread of it would keep everybody out."""
+    def wait_until_it_stops(self, process: ForkServerProcess, *, transactions: int = 0) -> None:
+        """Until it has stopped itself, in so many transactions, and none in which another thread would keep everybody out."""
         books = Books(self._url)
-        self.wait_until_stopped(process, lambda: may_hold_locks or books.has_no_lock_but(0))
+        self.wait_until_stopped(process, lambda: books.has_no_lock_but(transactions))

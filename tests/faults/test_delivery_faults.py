@@ -296,7 +296,7 @@ def test_a_process_that_is_stopped_while_it_delivers_is_waited_for_not_longer_th
     kept, talkers = Kept(postgres_url), Talkers(postgres_url, tmp_path)
     try:
         stopped = talkers.talk("claim.before_commit", action="stop while delivering", lock_timeout_seconds=2.0)
-        talkers.wait_until_it_stops(stopped, may_hold_locks=True)
+        talkers.wait_until_it_stops(stopped, transactions=1)
 
         assert talkers.end_of(talkers.talk(lock_timeout_seconds=2.0)) == DONE
 
