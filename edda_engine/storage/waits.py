@@ -93,7 +93,7 @@ def settle(conn: Connection, asks: Sequence[Ask]) -> list[Answer]:
         for ask in asks
         if ask.key not in refused
     }
-    found = _taken(conn, may_take)
+    found = _taken(conn, may_take, registered=known.keys())
     forget_unused(conn, [lay.seq for lay, _ in found.values()])
     answers: list[Answer] = []
     over: list[tuple[str, str]] = []
@@ -194,13 +194,17 @@ def _first_of(receiver: Any, kind: Any, name: Any) -> Any:
     )
 
 
-def _taken(conn: Connection, may_take: Mapping[Ask, bool]) -> dict[tuple[str, str], tuple[_Lay, str]]:
+def _taken(
+    conn: Connection, may_take: Mapping[Ask, bool], *, registered: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[_Lay, str]]:
     """What is there for some of the waits, with its content; each wait with whether it shares a queue."""
     found: dict[tuple[str, str], tuple[_Lay, str]] = {}
     asking = dict(may_take)
     while asking:
         lays = {
-            ask: lay for ask, shares in asking.items() if (lay := _take(conn, ask, is_competing=shares)) is not None
+            ask: lay
+            for ask, shares in asking.items()
+            if (lay := _take_queued(conn, ask, ask.key in registered) if shares else _take(conn, ask)) is not None
         }
         contents = _contents(conn, [lay.seq for lay in lays.values()])
         found |= {ask.key: (lay, contents[lay.seq]) for ask, lay in lays.items() if lay.seq in contents}
@@ -212,20 +216,28 @@ def _taken(conn: Connection, may_take: Mapping[Ask, bool]) -> dict[tuple[str, st
 _TAKE = _first_of(bindparam("receiver"), bindparam("kind"), bindparam("name"))
 
 
-def _take(conn: Connection, ask: Ask, *, is_competing: bool) -> _Lay | None:
-    """The oldest message for this wait, out of the instance's inbox or else out of the channel's queue."""
+def _take(conn: Connection, ask: Ask, *, receiver: str | None = None) -> _Lay | None:
+    """The oldest message for this wait in the instance's inbox, or in that of another *receiver*."""
     request = ask.request
     if request.kind is WaitKind.TIMER:
         return None
-    row = conn.execute(_TAKE, {"receiver": ask.mailbox, "kind": request.kind, "name": request.name}).first()
-    if row is not None:
-        return _Lay(*row)
-    if not is_competing:
-        return None
+    whose = {"receiver": ask.mailbox if receiver is None else receiver}
+    row = conn.execute(_TAKE, {**whose, "kind": request.kind, "name": request.name}).first()
+    return None if row is None else _Lay(*row)
+
+
+def _take_queued(conn: Connection, ask: Ask, is_registered: bool) -> _Lay | None:
+    """What the channel's queue has handed over for this wait, or else the oldest message in it."""
+    if is_registered and (handed := _take(conn, ask)) is not None:
+        return handed
     # Under the lock of delivery: either it sees this wait, or this sees what it has put into the queue.
     serialize_delivery(conn)
-    row = conn.execute(_TAKE, {"receiver": QUEUE, "kind": request.kind, "name": request.name}).first()
-    return None if row is None else _Lay(row[0], row[1], row[2], row[3], True)
+    if not is_registered:
+        # Handed over for an earlier wait of this instance, while that one was given up: it is first in line again.
+        _give_back(conn, ask.mailbox, ask.request.name)
+    # Here too once more: whoever had the lock until now may have handed it over.
+    handed = _take(conn, ask)
+    return handed if handed is not None else _take(conn, ask, receiver=QUEUE)
 
 
 def _mode(conn: Connection, ask: Ask) -> str | None:

@@ -40,6 +40,8 @@ class Holds(Enum):
     """Rows of its own."""
     INSTANCE = 2
     """The row of the instance, or whatever else the lease is."""
+    PERHAPS_INSTANCE = 3
+    """So too, unless somebody else had the row locked just then: the statement waits for nobody, and leaves it out."""
 
 
 class Outcome(StrEnum):
@@ -95,6 +97,11 @@ class Cell:
         return ""
 
     @property
+    def may_be_as_without(self) -> bool:
+        """Whether what must not be possible by its outcome is possible now and then, and is then as without the fault."""
+        return self.place.holds is Holds.PERHAPS_INSTANCE and self.database != "sqlite"
+
+    @property
     def outcome(self) -> Outcome:
         """How it must end."""
         is_sqlite, holds = self.database == "sqlite", self.place.holds
@@ -102,9 +109,10 @@ class Cell:
             return Outcome.AS_WITHOUT
         if self.fault is Fault.PAUSED and is_sqlite:
             return Outcome.WAITED_FOR
-        if self.fault is Fault.PAUSED and holds is Holds.INSTANCE:
+        has_instance = holds in (Holds.INSTANCE, Holds.PERHAPS_INSTANCE)
+        if self.fault is Fault.PAUSED and has_instance:
             return Outcome.ENDED
-        if self.fault is Fault.ROBBED and (is_sqlite or holds is Holds.INSTANCE):
+        if self.fault is Fault.ROBBED and (is_sqlite or has_instance):
             return Outcome.LOCKED
         return Outcome.AS_WITHOUT
 
@@ -162,7 +170,7 @@ _KEEPING = (
     *_around("release", "drain", none_after=_NO_MORE),
     *_around("unregister", "drain", no_lease=_NEVER_HAD),
     *_around("take_over", "orphan", none_after=_NO_MORE),
-    *_around("note_takeover", "orphan"),
+    *_around("note_takeover", "orphan", before=Holds.PERHAPS_INSTANCE),  # the run commits its steps meanwhile
     *_around("bury", "dead loop", none_after=_NO_MORE),
     *_around("beat", "house", no_lease=_NEVER_HAD),
     *_around("sweep", "house", no_lease=_NEVER_HAD),

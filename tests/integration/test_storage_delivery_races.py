@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from sqlalchemy import Connection, insert, make_url, select, text, update
+from sqlalchemy import Connection, func, insert, make_url, select, text, update
 
 from edda_engine.channels import channel_message
 from edda_engine.core.events import EventType, StepKey, event_json
@@ -30,6 +31,7 @@ from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.taking import put_back
 from edda_engine.storage.waits import Ask, StillOpen, Taken
 from tests.integration.engines import run, storage
+from tests.support import eventually
 
 JOB = WaitRequest(WaitKind.MESSAGE, "jobs")
 
@@ -50,8 +52,8 @@ def waits_for_a_job(conn: Connection, instance_id: str) -> None:
     conn.execute(update(table).values(wake_at=None, status=Status.WAITING_FOR_MESSAGE))
 
 
-def publish(conn: Connection, channel: str = "jobs") -> None:
-    insert_messages(conn, [channel_message(channel, "work", None, max_payload_bytes=1000)])
+def publish(conn: Connection, channel: str = "jobs", data: object = "work") -> None:
+    insert_messages(conn, [channel_message(channel, data, None, max_payload_bytes=1000)])
 
 
 def direct_message(addressee: str) -> OutgoingMessage:
@@ -188,6 +190,53 @@ def test_what_one_of_two_waits_of_an_instance_gave_up_goes_to_another_instance(d
 
     assert sorted(receivers(database)) == [("first", True), ("second", True)]
     assert run(database, lambda conn: conn.execute(select(inbox.c.seq).where(inbox.c.is_new)).all()) == []
+
+
+def next_job(conn: Connection, activity_id: str) -> waits.Answer:
+    """What an instance gets that asks, under its lock, for a job."""
+    conn.execute(select(_ID).where(_ID == "first").with_for_update())
+    return waits.settle(conn, [Ask("first", activity_id, "first", JOB)])[0]
+
+
+def test_a_job_handed_to_a_wait_that_is_given_up_comes_before_the_next_one(database: Database) -> None:
+    run(database, lambda conn: waits_for_a_job(conn, "first"))
+    run(database, lambda conn: publish(conn, "jobs", 1))
+    run(database, lambda conn: publish(conn, "jobs", 2))
+
+    with ThreadPoolExecutor(1) as pool, database.write() as delivering:
+        with database.engine.begin() as conn:
+            gives_up_the_wait(conn)
+            delivery.deliver(delivering)  # sees the wait, and hands the first job over
+        asking = pool.submit(run, database, lambda conn: next_job(conn, "receive:2"))
+        eventually(lambda: is_waiting_for_its_turn(database))
+        delivering.commit()
+        answer = asking.result()
+
+    assert isinstance(answer, Taken)
+    assert json.loads(answer.message_json)["data"] == 1
+
+
+def test_a_job_that_is_put_back_comes_before_one_handed_over_meanwhile(database: Database) -> None:
+    run(database, lambda conn: waits_for_a_job(conn, "first"))
+    for number in (1, 2):
+        run(database, lambda conn, number=number: publish(conn, "jobs", number))
+    run(database, gives_up_the_wait)
+    run(database, delivery.deliver)
+    # As a delivery leaves it that began before the wait was given up.
+    run(database, lambda conn: conn.execute(update(inbox).where(_SECOND).values(receiver="first")))
+
+    answer = run(database, lambda conn: next_job(conn, "receive:2"))
+
+    assert isinstance(answer, Taken)
+    assert json.loads(answer.message_json)["data"] == 1
+
+
+_SECOND = inbox.c.seq == select(func.max(messages.c.seq)).scalar_subquery()
+
+
+def is_waiting_for_its_turn(database: Database) -> bool:
+    query = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    return run(database, lambda conn: conn.execute(query).scalar_one()) == 1
 
 
 def test_a_message_that_is_being_put_back_is_not_pruned(database: Database) -> None:
