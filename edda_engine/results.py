@@ -62,7 +62,7 @@ class ResultWait:
         :raises EddaError: the instance failed, was cancelled, or does not exist.
         """
         if self._ending is not None:
-            return outcome_of_ending(self._instance_id, self._ending)
+            return outcome_of_ending(self._ending)
         if not self.needs_database:
             return None
         found = self._client.outcome(self._instance_id)

@@ -13,16 +13,14 @@ from edda_engine.storage.units import End
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an instance ended, as it was written."""
+    """An instance has completed, with this output as it was written."""
 
     workflow_name: str
-    status: Status
     output_json: str | None
-    error_json: str | None
 
 
 Watcher = Callable[[Ending | None], None]
-"""Called with how it ended, or with ``None`` when the database has to be asked."""
+"""Called with its end, or with ``None`` when the database has to be asked."""
 
 
 class Completions:
@@ -57,7 +55,11 @@ class Completions:
 
 
 def ending_of(workflow_name: str, end: End) -> Ending | None:
-    """What those who wait are told; of a chain of recurrences, and why an instance was cancelled, the database tells."""
-    if end.status in (Status.COMPLETED, Status.FAILED):
-        return Ending(workflow_name, end.status, end.output_json, end.error_json)
+    """What those who wait are told, if that is for ever; otherwise the database tells.
+
+    A failed instance may have been retried by now, of a chain of recurrences the last one counts, and why an instance was
+    cancelled is not known here.
+    """
+    if end.status is Status.COMPLETED:
+        return Ending(workflow_name, end.output_json)
     return None

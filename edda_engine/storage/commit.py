@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Float, Select, bindparam, func, insert, liter
 from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
 from edda_engine.storage import channels, history, inboxes, messages, outbox, retries, taking, waits
+from edda_engine.storage.instances import ENDED
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import instances
 from edda_engine.storage.starts import Started, insert_instances
@@ -259,11 +260,7 @@ _END = (
         status=bindparam("new_status"),
         output=bindparam("new_output", type_=_C.output.type),
         error=bindparam("new_error", type_=_C.error.type),
-        locked_by=None,
-        lock_expires_at=None,
-        wake_at=None,
-        updated_at=clock(),
-        completed_at=clock(),
+        **ENDED,
     )
 )
 

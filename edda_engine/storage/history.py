@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Integer, Text, cast, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, FromClause, Integer, Text, cast, delete, func, select, text, update
 
 from edda_engine.core.codec import parse
 from edda_engine.core.events import EventType, HistoryEvent, Recorded
@@ -16,7 +16,7 @@ from edda_engine.storage.schema import history
 from edda_engine.storage.types import clock
 
 _C = history.c
-_STEP: Columns = {
+STEP: Columns = {
     "instance_id": Text,
     "activity_id": Text,
     "seq": Integer,
@@ -29,19 +29,25 @@ _STEP: Columns = {
 _RECORDED = (_C.instance_id, _C.activity_id, _C.branch, _C.position, _C.event_type, _C.event_data, _C.format, _C.seq)
 
 
-@Prepared
-def _INSERT(dialect: str) -> Any:
-    given = given_rows(dialect, "rows", _STEP)
-    values: list[ColumnElement[Any]] = [given.c[name] for name in _STEP]
+def inserting(dialect: str, given: FromClause, rows: FromClause) -> Any:
+    """Write the steps among *rows* that are not recorded yet, and return their keys; *given* has the columns."""
+    values: list[ColumnElement[Any]] = [given.c[name] for name in STEP]
     if dialect == "postgresql":  # SQLite would make a number of it
-        values = [cast(given.c[name], _C.event_data.type) if name == "event_data" else given.c[name] for name in _STEP]
+        values = [cast(given.c[name], _C.event_data.type) if name == "event_data" else given.c[name] for name in STEP]
+    # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
+    query = select(*values, clock()).select_from(rows).where(text("1 = 1"))
     return (
         insert_for(dialect)(history)
-        # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
-        .from_select([*_STEP, "created_at"], select(*values, clock()).where(text("1 = 1")), include_defaults=False)
+        .from_select([*STEP, "created_at"], query, include_defaults=False)
         .on_conflict_do_nothing(index_elements=["instance_id", "activity_id"])
         .returning(_C.instance_id, _C.activity_id)
     )
+
+
+@Prepared
+def _INSERT(dialect: str) -> Any:
+    given = given_rows(dialect, "rows", STEP)
+    return inserting(dialect, given, given)
 
 
 def insert_steps(conn: Connection, rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    null,
     or_,
     select,
     text,
@@ -175,6 +176,12 @@ def _is_any(conn: Connection, *conditions: ColumnElement[bool]) -> bool:
 _RELEASED: dict[str, Any] = {
     "locked_by": None, "lock_expires_at": None, "wake_at": clock(), "lock_epoch": _C.lock_epoch + 1, "updated_at": clock(),
 }  # fmt: skip
+
+
+ENDED: dict[str, Any] = {
+    "locked_by": null(), "lock_expires_at": null(), "wake_at": null(), "updated_at": clock(), "completed_at": clock(),
+}  # fmt: skip
+"""What an end sets besides the outcome."""
 
 
 def release_worker(conn: Connection, worker_id: str) -> list[str]:

@@ -78,15 +78,15 @@ def is_one_of(dialect: str, which: ColumnElement[Any], parameter: str) -> Column
     return which.in_(select(func.json_each(given).table_valued("value").c.value))
 
 
-def given_rows(dialect: str, parameter: str, columns: Columns) -> FromClause:
+def given_rows(dialect: str, parameter: str, columns: Columns, *, name: str = "given") -> FromClause:
     """The rows of a parameter made by :func:`as_rows`, to select from; a JSON value travels as its text."""
     if dialect == "postgresql":
         rows = cast(bindparam(parameter, type_=Text()), JsonText())
         typed = (column(name, kind()) for name, kind in columns.items())
-        return func.json_to_recordset(rows).table_valued(*typed).render_derived(name="given", with_types=True)
+        return func.json_to_recordset(rows).table_valued(*typed).render_derived(name=name, with_types=True)
     each = func.json_each(bindparam(parameter, type_=Text())).table_valued("value", name="each")
     taken = (func.json_extract(each.c.value, f"$.{name}", type_=kind()).label(name) for name, kind in columns.items())
-    return select(*taken).select_from(each).subquery("given")
+    return select(*taken).select_from(each).subquery(name)
 
 
 def as_rows(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Float, Integer, Text, case, cast, func, literal, select, text
+from sqlalchemy import Connection, Dialect, Float, Integer, Text, case, cast, func, literal, select, text
 
 from edda_engine.core.codec import parse
 from edda_engine.core.ports import NewInstance
@@ -34,9 +36,9 @@ _NEW: Columns = {
 }
 
 
-@Prepared
-def _INSERT(dialect: str) -> Any:
-    new = given_rows(dialect, "rows", _NEW).c
+def inserting(dialect: str, parameter: str) -> Any:
+    """Write those starts of a parameter made by :func:`as_parameter` whose ids are new; returns ids and instants."""
+    new = given_rows(dialect, parameter, _NEW).c
     is_claimed = new.claimed_by.is_not(None)
     is_postgresql = dialect == "postgresql"
     start_at = cast(new.start_at, _C.wake_at.type) if is_postgresql else new.start_at
@@ -67,6 +69,9 @@ def _INSERT(dialect: str) -> Any:
     )
 
 
+_INSERT = Prepared(partial(inserting, parameter="rows"))
+
+
 def insert_instance(conn: Connection, new: NewInstance) -> bool:
     """Write a start; False if the same one is there already.
 
@@ -91,35 +96,47 @@ def insert_instances(
     conn: Connection, starts: Sequence[tuple[NewInstance, str | None]]
 ) -> list[Started | InstanceConflictError]:
     """Write starts, each for anybody to claim or claimed already by the worker that is named."""
-    rows = [
-        {
-            "instance_id": new.instance_id,
-            "workflow_name": new.workflow_name,
-            "service": new.service,
-            "input": new.input_json,
-            "source_hash": new.source_hash,
-            "priority": new.priority,
-            "delay": new.delay_seconds or 0.0,
-            "start_at": _START_AT.process_bind_param(new.start_at, conn.dialect),
-            "lock_timeout_seconds": new.lock_timeout_seconds,
-            "claimed_by": claimed_by,
-        }
+    rows = conn.execute(_INSERT.on(conn), {"rows": as_parameter(starts, conn.dialect)})
+    inserted = {row[0]: row[1] for row in rows}
+    return [
+        as_started(new, claimed_by, inserted.pop(new.instance_id))
+        if new.instance_id in inserted  # of two that are the same, one
+        else _known_start(conn, new)
         for new, claimed_by in starts
     ]
-    inserted = {row[0]: row[1] for row in conn.execute(_INSERT.on(conn), {"rows": as_rows(rows)})}
-    found: list[Started | InstanceConflictError] = []
-    for new, claimed_by in starts:
-        if new.instance_id not in inserted:
-            found.append(_known_start(conn, new))
-            continue
-        lease = None
-        if claimed_by is not None:
-            lease = Lease(
-                new.instance_id, 1, new.workflow_name, new.input_json, new.lock_timeout_seconds,
-                inserted[new.instance_id], is_cancelled=False, mailbox=new.instance_id,
-            )  # fmt: skip
-        found.append(Started(True, lease))
-    return found
+
+
+def as_parameter(starts: Sequence[tuple[NewInstance, str | None]], dialect: Dialect) -> str:
+    """The starts as one value."""
+    return as_rows(
+        [
+            {
+                "instance_id": new.instance_id,
+                "workflow_name": new.workflow_name,
+                "service": new.service,
+                "input": new.input_json,
+                "source_hash": new.source_hash,
+                "priority": new.priority,
+                "delay": new.delay_seconds or 0.0,
+                "start_at": _START_AT.process_bind_param(new.start_at, dialect),
+                "lock_timeout_seconds": new.lock_timeout_seconds,
+                "claimed_by": claimed_by,
+            }
+            for new, claimed_by in starts
+        ]
+    )
+
+
+def as_started(new: NewInstance, claimed_by: str | None, started_at: datetime | None) -> Started:
+    """What became of a start whose row is written."""
+    if claimed_by is None:
+        return Started(True)
+    assert started_at is not None
+    lease = Lease(
+        new.instance_id, 1, new.workflow_name, new.input_json, new.lock_timeout_seconds, started_at,
+        is_cancelled=False, mailbox=new.instance_id,
+    )  # fmt: skip
+    return Started(True, lease)
 
 
 def _known_start(conn: Connection, new: NewInstance) -> Started | InstanceConflictError:

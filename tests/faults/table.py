@@ -42,6 +42,8 @@ class Holds(Enum):
     """The row of the instance, or whatever else the lease is."""
     PERHAPS_INSTANCE = 3
     """So too, unless somebody else had the row locked just then: the statement waits for nobody, and leaves it out."""
+    INSTANCE_ON_SQLITE = 4
+    """On PostgreSQL nothing yet: the statement that follows is its own commit."""
 
 
 class Outcome(StrEnum):
@@ -97,14 +99,21 @@ class Cell:
         return ""
 
     @property
+    def holds(self) -> Holds:
+        """What the open transaction keeps from others on this database."""
+        if self.place.holds is Holds.INSTANCE_ON_SQLITE:
+            return Holds.INSTANCE if self.database == "sqlite" else Holds.NOTHING
+        return self.place.holds
+
+    @property
     def may_be_as_without(self) -> bool:
         """Whether what must not be possible by its outcome is possible now and then, and is then as without the fault."""
-        return self.place.holds is Holds.PERHAPS_INSTANCE and self.database != "sqlite"
+        return self.holds is Holds.PERHAPS_INSTANCE and self.database != "sqlite"
 
     @property
     def outcome(self) -> Outcome:
         """How it must end."""
-        is_sqlite, holds = self.database == "sqlite", self.place.holds
+        is_sqlite, holds = self.database == "sqlite", self.holds
         if holds is Holds.NOTHING:
             return Outcome.AS_WITHOUT
         if self.fault is Fault.PAUSED and is_sqlite:
@@ -147,7 +156,8 @@ _ENGINE = (
     Place("activity.started", "order", 1, "without session"),
     Place("activity.returned", "order", 1, "without session"),
     *_handed_over("step"),
-    *_around("batch", "order", 2),
+    *_around("batch", "order", 2, "at once", before=Holds.INSTANCE_ON_SQLITE),
+    *_around("batch", "order", 3, "in turn"),
     Place("activity.started", "order", 2, "own transaction"),
     Place("activity.returned", "order", 2, "own transaction", Holds.ROWS),
     *_around("activity", "order", 1, "own transaction"),

@@ -94,7 +94,7 @@ class Trial:
 
     def _pause(self) -> None:
         stopped = self._start(live_and_be_stopped)
-        holds = self._cell.place.holds
+        holds = self._cell.holds
         expected = 0 if holds is Holds.NOTHING else 1
         self._forks.wait_until_stopped(stopped, lambda: self._books.has_no_lock_but(expected))
         self._happened = 1

@@ -9,6 +9,7 @@ is used the next time. *Losing* lets the next commit succeed and then breaks its
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -24,6 +25,7 @@ IS_JUDGE = "is_judge"
 """The execution option of engines that belong to the test, and on PostgreSQL the name of their connections."""
 
 _CUT = "cut_before"
+_WRITES = re.compile(r"\b(INSERT INTO|DELETE FROM|UPDATE edda)")
 _OTHERS = (
     "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
     f" AND application_name <> '{IS_JUDGE}'"
@@ -47,6 +49,7 @@ class Wire:
     def __enter__(self) -> Wire:
         event.listen(Engine, "engine_connect", self._watch)
         event.listen(Engine, "before_cursor_execute", self._before_statement)
+        event.listen(Engine, "after_cursor_execute", self._after_statement)
         event.listen(Engine, "commit", self._before_commit)
         return self
 
@@ -55,6 +58,7 @@ class Wire:
     ) -> None:
         event.remove(Engine, "engine_connect", self._watch)
         event.remove(Engine, "before_cursor_execute", self._before_statement)
+        event.remove(Engine, "after_cursor_execute", self._after_statement)
         event.remove(Engine, "commit", self._before_commit)
 
     def cut(self) -> None:
@@ -84,6 +88,9 @@ class Wire:
 
     def _commit(self, commit: Callable[[Any], None], connection: Any) -> None:
         commit(connection)
+        self._has_committed(connection.dbapi_connection)
+
+    def _has_committed(self, raw: Any) -> None:
         if self._committing is not None:
             self._committing("after")
         with self._lock:
@@ -91,13 +98,24 @@ class Wire:
             self._is_losing = self._is_losing and not is_now
             self.lost += is_now
         if is_now:
-            if isinstance(connection.dbapi_connection, sqlite3.Connection) or "sqlite" in self._url:
+            if isinstance(raw, sqlite3.Connection) or "sqlite" in self._url:
                 raise sqlite3.OperationalError("disk I/O error")
-            connection.dbapi_connection.close()
+            raw.close()
             raise psycopg.OperationalError("server closed the connection unexpectedly")
 
-    def _before_statement(self, conn: Connection, *_: Any) -> None:
+    def _before_statement(self, conn: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         self._close_if_cut(conn)
+        if self._committing is not None and self._commits_itself(conn, statement):
+            self._committing("before")
+
+    def _after_statement(self, conn: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if self._commits_itself(conn, statement):
+            self._has_committed(conn.connection.dbapi_connection)
+
+    def _commits_itself(self, conn: Connection, statement: str) -> bool:
+        """Whether it is a transaction of its own, and writes."""
+        is_one = conn.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+        return is_one and self._is_ours(conn) and _WRITES.search(statement) is not None
 
     def _before_commit(self, conn: Connection) -> None:
         if self._is_ours(conn):

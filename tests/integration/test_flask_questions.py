@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -377,6 +378,33 @@ def test_a_failed_instance_that_is_taken_up_again_tries_the_failed_step_anew(sho
     assert shop.edda.result(instance_id, timeout=20) == "done"
     assert ran == ["first", "second", "second"]
     assert shop.edda.retry(instance_id) is False
+
+
+def test_result_does_not_tell_of_a_failure_that_was_retried_before_it_asked(database_url: str) -> None:
+    is_fixed, is_written, is_asked = threading.Event(), threading.Event(), threading.Event()
+
+    def hold_back_the_news(point: str) -> None:
+        if point == "end.after_commit" and not is_written.is_set():
+            is_written.set()
+            assert is_asked.wait(20)
+
+    @workflow
+    async def flow(ctx: WorkflowContext) -> str:
+        if not is_fixed.is_set():
+            raise ValueError("not yet")
+        return "done"
+
+    with open_shop(database_url, probe=hold_back_the_news) as shop, ThreadPoolExecutor(1) as pool:
+        shop.edda.start_worker()
+        instance_id = start(shop, flow)
+        assert is_written.wait(20)
+        is_fixed.set()
+        assert shop.edda.retry(instance_id) is True
+        asking = pool.submit(shop.edda.result, instance_id, timeout=20)
+        time.sleep(0.3)  # until it waits to be told
+        is_asked.set()
+
+        assert asking.result() == "done"
 
 
 # find_instances()

@@ -14,12 +14,15 @@ from edda_engine.storage import history, instances, retries
 from edda_engine.storage.commit import (
     AlreadyRecorded,
     Attempt,
+    BatchOutcome,
     Block,
     End,
     Holder,
     LeaseLost,
-    Outcome,
+    Refused,
     Saved,
+    Start,
+    Started,
     Step,
     Unit,
     Wait,
@@ -59,7 +62,7 @@ def step(holder: Holder, number: int = 1, result: str = "1", outbox: tuple[Outbo
     return Step(holder, StepKey(f"act:{number}", "", number), number, EventType.ACTIVITY_COMPLETED, event, outbox)
 
 
-def commit(database: Database, *units: Unit) -> list[Outcome]:
+def commit(database: Database, *units: Unit) -> list[BatchOutcome]:
     return run(database, lambda conn: commit_units(conn, units))
 
 
@@ -129,6 +132,15 @@ def test_the_outcome_says_that_the_instance_was_asked_to_stop(database: Database
     holders = started(database, "a", "b")
     run(database, lambda conn: instances.request_cancel(conn, "a", "why"))
     assert commit(database, step(holders["a"]), step(holders["b"])) == [Saved(is_cancelled=True), Saved()]
+
+
+def test_of_two_starts_of_one_id_in_a_batch_one_is_new_and_another_input_is_a_conflict(database: Database) -> None:
+    same, other = (NewInstance("a", "wf", "tests", input_json, "hash", 60.0) for input_json in ("{}", '{"n":1}'))
+    first, again, conflict = commit(database, Start(same, "worker"), Start(same, "worker"), Start(other))
+    assert isinstance(first, Started)
+    assert first.lease is not None
+    assert again == Started(False)
+    assert isinstance(conflict, Refused)
 
 
 def test_an_attempt_is_kept_until_its_step_is_recorded(database: Database) -> None:

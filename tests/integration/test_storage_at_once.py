@@ -1,0 +1,195 @@
+"""One statement that checks leases and writes: what it writes, what it leaves, and that nobody comes in between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from edda_engine.core.events import EventType, StepKey
+from edda_engine.core.ports import NewInstance, OutboxEvent
+from edda_engine.core.status import Status
+from edda_engine.storage import instances
+from edda_engine.storage.at_once import is_plain, write_at_once
+from edda_engine.storage.commit import commit_units
+from edda_engine.storage.database import Database
+from edda_engine.storage.starts import Started, insert_instance
+from edda_engine.storage.units import BatchOutcome, End, Holder, Saved, Start, Step, Successor, Unit, Wait
+from tests.integration.engines import Tables, run, storage
+from tests.support import eventually
+
+TURN = 20261125
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[Database]:
+    with storage(postgres_url) as made:
+        yield made
+
+
+@pytest.fixture
+def tables(postgres_url: str) -> Tables:
+    return Tables(postgres_url)
+
+
+def new(instance_id: str) -> NewInstance:
+    return NewInstance(instance_id, "wf", "tests", '{"n":[1,null,"ü"]}', "hash", 60.0)
+
+
+def held(database: Database, *ids: str) -> list[Holder]:
+    """Instances that a worker has claimed."""
+    for instance_id in ids:
+        run(database, lambda conn, instance_id=instance_id: insert_instance(conn, new(instance_id)))
+    leases = run(
+        database, lambda conn: instances.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=100)
+    )
+    return sorted((Holder(lease.instance_id, "w", lease.epoch) for lease in leases), key=lambda each: each.instance_id)
+
+
+def step(holder: Holder, number: int = 1, **more: Any) -> Step:
+    event = '{"activity_name":"act","result":"a\\u0301 \\"quoted\\""}'
+    return Step(holder, StepKey(f"act:{number}", "b", number), number, EventType.ACTIVITY_COMPLETED, event, **more)
+
+
+def at_once(database: Database, *units: Unit) -> list[BatchOutcome | None]:
+    with database.autocommitting() as conn:
+        return write_at_once(conn, units)
+
+
+def without_times(tables: Tables, instance_id: str) -> list[dict[str, Any]]:
+    """The rows of an instance, but for what differs from one to another."""
+    found = tables.rows(f"SELECT * FROM edda_instances WHERE instance_id = '{instance_id}'") + tables.rows(
+        f"SELECT * FROM edda_history WHERE instance_id = '{instance_id}' ORDER BY seq"
+    )
+    return [
+        {name: value is not None if name.endswith("_at") else value for name, value in row.items()}
+        | {"instance_id": ""}
+        for row in found
+    ]
+
+
+def test_what_it_writes_is_what_several_statements_write(database: Database, tables: Tables) -> None:
+    a, b, c, d = held(database, "a", "b", "c", "d")
+    failed = {"status": Status.FAILED, "error_json": '{"type":"ValueError"}'}
+
+    slowly = run(database, lambda conn: commit_units(conn, [step(a), step(a, 2), End(a, Status.COMPLETED, '[1,"x"]')]))
+    assert slowly == [Saved()] * 3
+    assert at_once(database, step(b), step(b, 2), End(b, Status.COMPLETED, '[1,"x"]')) == [Saved()] * 3
+    assert run(database, lambda conn: commit_units(conn, [End(c, **failed)])) == at_once(database, End(d, **failed))
+
+    assert without_times(tables, "a") == without_times(tables, "b")
+    assert without_times(tables, "c") == without_times(tables, "d")
+    assert [row.get("status") for row in without_times(tables, "d")] == ["failed"]
+
+
+def test_a_start_is_the_same_too_and_of_two_of_one_id_one_is_written(database: Database, tables: Tables) -> None:
+    (slowly,) = run(database, lambda conn: commit_units(conn, [Start(new("a"), "w")]))
+    found = at_once(database, Start(new("b"), "w"), Start(new("c")), Start(new("b"), "w"), Start(new("a")))
+
+    assert isinstance(slowly, Started)
+    assert slowly.lease is not None
+    first, unclaimed, *others = found
+    assert isinstance(first, Started)
+    assert first.lease is not None
+    assert (first.lease.instance_id, first.lease.epoch, first.lease.input_json) == ("b", 1, '{"n":[1,null,"ü"]}')
+    assert first.lease.started_at.utcoffset() == slowly.lease.started_at.utcoffset()
+    assert unclaimed == Started(True)
+    assert others == [None, None]
+    assert without_times(tables, "a") == without_times(tables, "b")
+
+
+def test_it_leaves_what_is_recorded_already_what_is_lost_and_what_is_locked(database: Database, tables: Tables) -> None:
+    a, b, c, d, e = held(database, "a", "b", "c", "d", "e")
+    tables.take_away("b")
+    run(database, lambda conn: commit_units(conn, [step(d)]))
+    run(database, lambda conn: instances.request_cancel(conn, "e", "why"))
+
+    with database.engine.begin() as other:
+        other.execute(text("SELECT FROM edda_instances WHERE instance_id = 'c' FOR UPDATE"))
+        found = at_once(
+            database, step(a), step(b), End(b, Status.COMPLETED), step(c), step(d), step(d, 2), step(e), step(a)
+        )
+
+    assert found == [Saved(), None, None, None, None, Saved(), Saved(is_cancelled=True), None]
+    written = tables.rows("SELECT instance_id, activity_id FROM edda_history ORDER BY 1, 2")
+    assert [tuple(row.values()) for row in written] == [("a", "act:1"), ("d", "act:1"), ("d", "act:2"), ("e", "act:1")]
+    assert tables.rows("SELECT status FROM edda_instances WHERE instance_id = 'b'")[0]["status"] == "running"
+
+
+def test_only_what_touches_nothing_else_is_plain() -> None:
+    holder = Holder("a", "w", 1)
+    sent = OutboxEvent("event-1", "t", "s", "application/json", "{}")
+    assert is_plain(step(holder))
+    assert is_plain(End(holder, Status.COMPLETED))
+    assert is_plain(Start(new("a")))
+    others: list[Unit] = [
+        step(holder, outbox=(sent,)),
+        step(holder, ends_wait=True),
+        step(holder, had_retries=True),
+        End(holder, Status.COMPLETED, had_waits=True),
+        End(holder, Status.FAILED, had_retries=True),
+        End(holder, Status.COMPLETED, mailbox="a"),
+        End(holder, Status.RECURRED, successor=Successor("b", "{}", "hash")),
+        Wait(holder, Status.WAITING_FOR_TIMER, 1.0),
+    ]
+    assert not any(map(is_plain, others))
+
+
+def is_waiting(database: Database) -> bool:
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return run(database, lambda conn: conn.execute(query).scalar_one()) == 1
+
+
+def test_nobody_takes_the_lease_between_its_check_and_the_step(database: Database, tables: Tables) -> None:
+    (holder,) = held(database, "a")
+
+    with ThreadPoolExecutor(1) as pool, database.engine.connect() as other:
+        # A step of the same name that is being written: the statement has checked the lease when it meets it.
+        _insert_step(other, "a")
+        writing = pool.submit(at_once, database, step(holder))
+        eventually(lambda: is_waiting(database))
+        assert run(database, lambda conn: instances.release_worker(conn, "w")) == []
+        other.rollback()
+        assert writing.result() == [Saved()]
+
+    assert run(database, lambda conn: instances.release_worker(conn, "w")) == ["a"]
+
+
+def test_a_lease_that_is_taken_after_the_statement_began_is_lost(database: Database, tables: Tables) -> None:
+    (holder,) = held(database, "a")
+    stop_before_the_first_row(database)
+
+    with ThreadPoolExecutor(1) as pool, database.engine.connect() as other:
+        other.execute(text(f"SELECT pg_advisory_xact_lock({TURN})"))
+        writing = pool.submit(at_once, database, step(holder))
+        eventually(lambda: is_waiting(database))
+        assert run(database, lambda conn: instances.release_worker(conn, "w")) == ["a"]
+        other.rollback()
+        assert writing.result() == [None]
+
+    assert tables.rows("SELECT 1 FROM edda_history") == []
+
+
+def stop_before_the_first_row(database: Database) -> None:
+    """Whoever writes history waits, with its snapshot taken and nothing locked."""
+    statements = (
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN PERFORM pg_advisory_xact_lock({TURN}); RETURN NULL; END $$",
+        "CREATE TRIGGER wait BEFORE INSERT ON edda_history FOR EACH STATEMENT EXECUTE FUNCTION wait()",
+    )
+    for statement in statements:
+        run(database, lambda conn, statement=statement: conn.execute(text(statement)))
+
+
+def _insert_step(conn: Connection, instance_id: str) -> None:
+    conn.execute(
+        text(
+            "INSERT INTO edda_history (instance_id, activity_id, seq, branch, position, event_type, event_data, format,"
+            f" created_at) VALUES ('{instance_id}', 'act:1', 1, '', 1, 'ActivityCompleted', '{{}}', 1, now())"
+        )
+    )
