@@ -43,6 +43,7 @@ class Parameters:
         self._codecs: dict[str, Codec] = {
             parameter.name: codec_for(self._annotation(parameter, hints)) for parameter in parameters[1:]
         }
+        self._paths = {name: f"$.{name}" for name in self._codecs}
         self.result = codec_for(hints.get("return", inspect.Parameter.empty))
         self._sole_model = self._find_sole_model(parameters[1:], hints)
         self._simple = (
@@ -116,7 +117,7 @@ class Parameters:
         return (
             "{"
             + ",".join(
-                f'"{name}":{self._codecs[name].encode(value, owner=owner, path=f"$.{name}")}'
+                f'"{name}":{self._codecs[name].encode(value, owner=owner, path=self._paths[name])}'
                 for name, value in arguments.items()
             )
             + "}"
@@ -127,7 +128,7 @@ class Parameters:
         return (
             "{"
             + ",".join(
-                f'"{name}":{self._codecs[name].round_trip(value, owner=owner, path=f"$.{name}")[0]}'
+                f'"{name}":{self._codecs[name].round_trip(value, owner=owner, path=self._paths[name])[0]}'
                 for name, value in arguments.items()
             )
             + "}"
@@ -142,11 +143,16 @@ class Parameters:
             raise PayloadError(
                 owner, f"$.{unknown[0]}", f"belongs to no parameter any more; the signature is {self.signature}"
             )
+        values = {
+            name: codec.decode_parsed(arguments[name], owner=owner, path=self._paths[name])
+            for name, codec in self._codecs.items()
+            if name in arguments
+        }
+        if self._simple is not None and len(values) == len(self._simple):
+            return tuple(values.values()), {}
         bound = self.signature.bind_partial()
-        for name in self._codecs:
-            if name in arguments:
-                value = self._codecs[name].decode_parsed(arguments[name], owner=owner, path=f"$.{name}")
-                bound.arguments[name] = tuple(value) if self._kinds[name] is inspect.Parameter.VAR_POSITIONAL else value
+        for name, value in values.items():
+            bound.arguments[name] = tuple(value) if self._kinds[name] is inspect.Parameter.VAR_POSITIONAL else value
         bound.apply_defaults()
         return bound.args, bound.kwargs
 

@@ -130,19 +130,18 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
 
         :raises InvalidInputError: they do not fit.
         """
-        signature = str(self.parameters.signature)
         try:
             owner = f"workflow {self.name!r}"
             arguments = self.parameters.bind(*self.parameters.as_called(args, kwargs, owner=owner))
             input_json = self.parameters.round_trip(arguments, owner=owner)
             check_size(input_json, max_payload_bytes, owner=owner)
         except TypeError as error:
-            raise InvalidInputError(self.name, str(error), signature=signature) from error
+            raise InvalidInputError(self.name, str(error), signature=str(self.parameters.signature)) from error
         except PayloadError as error:
             problem = (
                 f"its input {error.problem}" if error.path == "$" else f"the argument at {error.path} {error.problem}"
             )
-            raise InvalidInputError(self.name, problem, signature=signature) from error
+            raise InvalidInputError(self.name, problem, signature=str(self.parameters.signature)) from error
         return input_json
 
 

@@ -144,6 +144,8 @@ class StepWork:
             self._run.hook("on_activity_start", self._key.activity_id, self._activity.name, number)
             attempt, ending = await self._try_once(number)
             match ending:
+                case attempts.Written():
+                    return await self._conclude(attempt, ending.outcome, ending.value)
                 case attempts.Returned():
                     step = self._completed(ending.result_json, attempt)
                     try:
@@ -153,8 +155,6 @@ class StepWork:
                     return await self._conclude(attempt, saved, ending.value)
                 case attempts.Unsaved():
                     return await self._give_up_unsaved(ending.error, number)
-                case attempts.Written():
-                    return await self._conclude(attempt, ending.outcome, ending.value)
                 case attempts.Raised(error=error, is_outage=True):
                     _log.warning(
                         "Activity %s of %s lost the database and is run again when it answers: %s",
@@ -258,7 +258,8 @@ class StepWork:
             return self._run.answer(self._activity, outcome.event)
         if attempt.messages or attempt.outbox:
             self._place.has_sent()
-        await self._call_back(attempt)
+        if attempt.post_commit:
+            await self._call_back(attempt)
         self._run.hook("on_activity_complete", self._key.activity_id, self._activity.name)
         return value
 

@@ -33,9 +33,9 @@ async def within_time(
     :raises asyncio.CancelledError: the body has given the attempt up, and nothing of it will be saved.
     """
     limit = activity.timeout_seconds
-    if limit is None:
-        return await _uninterrupted(ending, transaction)
     try:
+        if limit is None:
+            return await ending.wait()
         if begun is not None:
             await begun.wait()
         is_in_time = await ending.is_there_within(limit)

@@ -289,7 +289,7 @@ class Executor:
             if not run.lease.has_history:
                 run.hook("on_workflow_start", run.workflow_name)
             body = run.begin()
-            await asyncio.wait({body, run.given_up}, return_when=asyncio.FIRST_COMPLETED)
+            await run.is_over
             await self._conclude(run, body)
         except Exception:  # an error of ours, or of a probe: the instance must not be kept from others
             _log.exception("The run of instance %s broke in the engine itself; it is taken up again", run.instance_id)

@@ -51,7 +51,8 @@ class Answer(Generic[T]):
 
     async def wait(self) -> T:
         """The value, or the exception raised."""
-        await self._until_there()
+        if not self.is_there:
+            await self._told()
         if isinstance(self._found, BaseException):
             raise self._found
         return cast(T, self._found)
@@ -60,13 +61,13 @@ class Answer(Generic[T]):
         """Whether it comes in so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._until_there()
+                if not self.is_there:
+                    await self._told()
         return self.is_there
 
-    async def _until_there(self) -> None:
-        if not self.is_there:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+    def _told(self) -> asyncio.Future[None]:
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
 
 
 def tell(loop: asyncio.AbstractEventLoop, resolve: Callable[[Any], None], found: Any) -> None:

@@ -34,7 +34,7 @@ from edda_engine.runtime.greenlets import hand_out
 from edda_engine.runtime.idling import when_idle
 from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.past import Past
-from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever
+from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever, wake
 from edda_engine.runtime.unawaited import Unawaited
 from edda_engine.storage.instances import Lease
 from edda_engine.storage.units import HeldUnit, Holder, LeaseLost, Outcome, PutBack, Step, Successor
@@ -82,7 +82,8 @@ class Run:
         self._unsaved: list[Callable[[Holder], HeldUnit]] = []
         self._resumed = asyncio.Event()
         self._refusals = 0
-        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the body has ended, or is not waited for any more."""
         self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unawaited = Unawaited()
@@ -92,6 +93,7 @@ class Run:
     def begin(self) -> asyncio.Task[Any]:
         """Start the body's task."""
         self.body = asyncio.get_running_loop().create_task(self._run_body(), name=f"edda:body:{self.instance_id}")
+        self.body.add_done_callback(lambda _: wake(self.is_over))
         return self.body
 
     @property
@@ -385,8 +387,7 @@ class Run:
         self._refusals += 1
         if self._refusals <= _REFUSALS:
             return False
-        if not self.given_up.done():
-            self.given_up.set_result(None)
+        wake(self.is_over)
         return True
 
     def refuse_if_sealed(self) -> None:

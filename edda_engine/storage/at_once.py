@@ -38,7 +38,7 @@ from edda_engine.storage import history, starts
 from edda_engine.storage.instances import ENDED
 from edda_engine.storage.prepared import Columns, as_rows, given_rows, is_one_of
 from edda_engine.storage.schema import instances
-from edda_engine.storage.units import BatchOutcome, End, HeldUnit, Saved, Start, Step, Unit
+from edda_engine.storage.units import BatchOutcome, End, HeldUnit, Holder, Saved, Start, Step, Unit
 
 _C = instances.c
 _PG = "postgresql"
@@ -73,13 +73,13 @@ def write_at_once(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome 
         held: list[HeldUnit] = [*steps, *ends]
         given["ids"] = list({unit.holder.instance_id for unit in held})
     if steps:
-        given["steps"] = as_rows([step.as_row() | _holder(step) for step in steps])
+        given["steps"] = as_rows([step.as_row() | _holder(step.holder) for step in steps])
     if ends:
         given["ends"] = as_rows([_end(end) for end in ends])
     if new:
         given["starts"] = starts.as_parameter(new, conn.dialect)
     statement = _statement(bool(steps), bool(ends), bool(new))
-    written = {(row[0], row[1], row[2]): row for row in conn.execute(statement, given)}
+    written = {(row[0], row[1], row[2]): row for row in conn.execute(statement, given).all()}
     return [_outcome(unit, written.pop(_key(unit), None)) for unit in units]  # of two that are the same, one
 
 
@@ -107,14 +107,13 @@ _SAVED = Saved()
 _NO_STEP: ColumnElement[str] = literal_column("''")
 
 
-def _holder(unit: HeldUnit) -> dict[str, Any]:
-    holder = unit.holder
+def _holder(holder: Holder) -> dict[str, Any]:
     return {"instance_id": holder.instance_id, "worker_id": holder.worker_id, "epoch": holder.epoch}
 
 
 def _end(end: End) -> dict[str, Any]:
     outcome = {"new_status": end.status, "new_output": end.output_json, "new_error": end.error_json}
-    return _holder(end) | outcome
+    return _holder(end.holder) | outcome
 
 
 @cache

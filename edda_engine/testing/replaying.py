@@ -283,7 +283,7 @@ async def _until_it_stops(recording: Recording, found: Replayed, loop: _Timeless
     stuck: asyncio.Future[None] = loop.create_future()
     loop.is_stuck = lambda: None if stuck.done() else stuck.set_result(None)
     body = run.begin()
-    await asyncio.wait({body, run.given_up, stuck}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({run.is_over, stuck}, return_when=asyncio.FIRST_COMPLETED)
     found.has_ended = body.done()
     found.mismatch = run.mismatch
     found.is_recurring = run.fate is Recurred
