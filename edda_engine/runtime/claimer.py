@@ -28,9 +28,10 @@ from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.wakeups import Alarm
 from edda_engine.storage import instances, outlook
 from edda_engine.storage.database import Database, is_outage
-from edda_engine.storage.delivery import Delivered, deliver
+from edda_engine.storage.delivery import deliver
 from edda_engine.storage.instances import Lease
 from edda_engine.storage.outlook import Outlook
+from edda_engine.storage.waking import Delivered
 from edda_engine.workflow import workflows
 
 _log = logging.getLogger(__name__)

@@ -2,29 +2,40 @@
 
 How it thinks. A sender's transaction only adds a message. After its commit any worker distributes it, one worker at a
 time and in the order of sending, so every subscriber gets every message that was committed after its subscription,
-in order. Then the instances that wait for what has come are made due. An instance whose row somebody has locked is
-left for the next time, so delivery never waits for anybody's transaction; one that is held by a worker is not due,
-and its worker is named instead, who looks into the inbox itself.
+in order. Then those who wait for it are woken (:mod:`edda_engine.storage.waking`).
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, literal, select, text, union, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from edda_engine.core.ports import ChannelMode, WaitKind
-from edda_engine.core.status import FINISHED
-from edda_engine.storage import inboxes
-from edda_engine.storage.messages import QUEUE, has_new
+from edda_engine.storage.messages import QUEUE
+from edda_engine.storage.prepared import Prepared, as_rows, given_rows, insert_for, is_one_of
 from edda_engine.storage.schema import channels, inbox, instances, messages, subscriptions, waits
-from edda_engine.storage.serial import try_to_serialize_delivery
-from edda_engine.storage.types import clock
+from edda_engine.storage.serial import turn
+from edda_engine.storage.waking import BOX, NOT_FINISHED, Delivered, live_among, wake_receivers
 from edda_engine.storage.workers import live_workflows
 
 BATCH = 500
@@ -35,30 +46,6 @@ _I = instances.c
 _M = messages.c
 _N = inbox.c
 
-_BOX = func.coalesce(_I.mailbox, _I.instance_id)
-_NOT_FINISHED = _I.status.not_in(list(FINISHED))
-_IS_LAST_RUN = text("edda_instances.status <> 'recurred'")  # written out for the partial index of mailboxes
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """What a delivery has done: whom to tell, and whether there is more to do."""
-
-    woken: frozenset[tuple[str, str]] = frozenset()
-    """Services and workflows of which instances became due."""
-    held_by: frozenset[str] = frozenset()
-    """Workers that hold an instance something has come for."""
-    is_unfinished: bool = False
-    """More is there, or somebody else was in the way: deliver again in a moment."""
-
-    def and_(self, more: Delivered) -> Delivered:
-        """Both together."""
-        return Delivered(
-            self.woken | more.woken,
-            self.held_by | more.held_by,
-            self.is_unfinished or more.is_unfinished,
-        )
-
 
 def deliver(
     conn: Connection, *, service: str = "", names: Collection[str] = (), offers_again: bool = False
@@ -68,14 +55,40 @@ def deliver(
     :param service: Whose workflows of these *names* can be run by the caller, which may not have said so yet.
     :param offers_again: Look into all queues: the caller can run what could not be run before.
     """
-    if not offers_again and not has_new(conn):
-        return Delivered()
-    if not try_to_serialize_delivery(conn):
-        return Delivered(is_unfinished=True)
+    found = take_turn(conn, anyway=offers_again)
+    if not found.is_ours:
+        return Delivered(is_unfinished=found.is_ours is not None)
     distributed = distribute(conn)
-    assign_queued(conn, service=service, names=names, offers_again=offers_again)
+    if found.has_queued or distributed.has_queued or offers_again:
+        assign_queued(conn, service=service, names=names, offers_again=offers_again)
     delivered = wake_receivers(conn, strangers=distributed.strangers)
     return delivered.and_(Delivered(is_unfinished=distributed.has_more))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whether there is something to deliver, and who delivers."""
+
+    is_ours: bool | None
+    """``None``: nothing is new, so nobody needs to. False: somebody else is delivering."""
+    has_queued: bool
+    """Whether something is new in a queue."""
+
+
+def take_turn(conn: Connection, *, anyway: bool = False) -> Turn:
+    """Take the turn if something was sent that nobody has delivered yet, or somebody is still to be woken.
+
+    :param anyway: Take it in any case.
+    """
+    is_ours, has_queued = conn.execute(_TURN.on(conn), {"anyway": anyway}).one()
+    return Turn(None if is_ours is None else bool(is_ours), bool(has_queued))
+
+
+@Prepared
+def _TURN(dialect: str) -> Any:
+    has_new = or_(bindparam("anyway", type_=Boolean), exists().where(_M.is_new), exists().where(_N.is_new))
+    has_queued = exists().where(_N.receiver == QUEUE, _N.is_new)
+    return select(case((has_new, turn(dialect))), has_queued)
 
 
 def distribute_all(conn: Connection) -> None:
@@ -89,28 +102,44 @@ class Distributed:
     """What a distribution has done."""
 
     has_more: bool = False
+    has_queued: bool = False
+    """Something may have come into a queue."""
     strangers: frozenset[str] = frozenset()
     """Addressees that are not there, or not yet."""
 
 
 def distribute(conn: Connection) -> Distributed:
     """Give the oldest new messages to their receivers' inboxes."""
-    rows = conn.execute(
-        select(_M.seq, _M.kind, _M.name, _M.addressee).where(_M.is_new).order_by(_M.seq).limit(BATCH)
-    ).all()
+    rows = conn.execute(_NEW).all()
     new = _bounded(conn, rows)
     if not new:
         return Distributed()
     strangers = _to_addressees(conn, [row for row in new if row.addressee is not None])
     for_all = [row for row in new if row.addressee is None]
     _to_waiting(conn, [row.seq for row in for_all if row.kind == WaitKind.EVENT])
-    _to_channels(conn, [row.seq for row in for_all if row.kind == WaitKind.MESSAGE])
+    to_channels = [row.seq for row in for_all if row.kind == WaitKind.MESSAGE]
+    _to_channels(conn, to_channels)
     seqs = [row.seq for row in new]
-    is_received = exists().where(_N.seq == _M.seq).correlate(messages)
-    received = conn.execute(update(messages).where(_M.seq.in_(seqs), is_received).values(is_new=False))
-    if received.rowcount < len(seqs):
-        conn.execute(delete(messages).where(_M.seq.in_(seqs), ~is_received))
-    return Distributed(len(rows) == BATCH or len(new) < len(rows), strangers)
+    if conn.execute(_RECEIVED.on(conn), {"seqs": seqs}).rowcount < len(seqs):
+        conn.execute(_NOT_RECEIVED.on(conn), {"seqs": seqs})
+    return Distributed(len(rows) == BATCH or len(new) < len(rows), bool(to_channels), strangers)
+
+
+_OLDEST = select(_M.seq, _M.kind, _M.name, _M.addressee).where(_M.is_new).order_by(_M.seq).limit(BATCH).subquery()
+_NEW = (
+    select(*_OLDEST.c, BOX.label("box"), NOT_FINISHED.label("is_live"))
+    .outerjoin(instances, _I.instance_id == _OLDEST.c.addressee)
+    .order_by(_OLDEST.c.seq)
+)
+_IS_RECEIVED = exists().where(_N.seq == _M.seq).correlate(messages)
+_RECEIVED = Prepared(
+    lambda dialect: (
+        update(messages).where(is_one_of(dialect, _M.seq, "seqs", BigInteger), _IS_RECEIVED).values(is_new=False)
+    )
+)
+_NOT_RECEIVED = Prepared(
+    lambda dialect: delete(messages).where(is_one_of(dialect, _M.seq, "seqs", BigInteger), ~_IS_RECEIVED)
+)
 
 
 def _bounded(conn: Connection, rows: Sequence[Any]) -> list[Any]:
@@ -136,35 +165,35 @@ def _to_addressees(conn: Connection, addressed: Sequence[Any]) -> frozenset[str]
     """Returns those that nobody knows; what is for them is kept."""
     if not addressed:
         return frozenset()
-    addressees = {row.addressee for row in addressed}
-    boxes = _boxes_of(conn, addressees)
+    ended = {row.addressee for row in addressed if row.box is not None and not row.is_live}
+    boxes: dict[str, str | None] = {row.addressee: row.box for row in addressed if row.is_live}
+    boxes |= _boxes_of(conn, ended) if ended else {}
     rows = [
-        {"receiver": box, "kind": row.kind, "name": row.name, "seq": row.seq, "is_queued": False, "is_new": True}
+        {"receiver": box, "kind": row.kind, "name": row.name, "seq": row.seq}
         for row in addressed
         if (box := boxes.get(row.addressee, row.addressee)) is not None
     ]
     if rows:
-        conn.execute(_insert_into(conn).on_conflict_do_nothing(), rows)
-    return frozenset(addressees - boxes.keys())
+        conn.execute(_PUT.on(conn), {"rows": as_rows(rows)})
+    return frozenset(row.addressee for row in addressed if row.box is None)
+
+
+@Prepared
+def _PUT(dialect: str) -> Any:
+    given = given_rows(dialect, "rows", {"receiver": Text, "kind": Text, "name": Text, "seq": BigInteger})
+    columns = ["receiver", "kind", "name", "seq", "is_queued", "is_new"]
+    # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
+    rows = select(*given.c, literal(False), literal(True)).where(text("1 = 1"))
+    return insert_for(dialect)(inbox).from_select(columns, rows, include_defaults=False).on_conflict_do_nothing()
 
 
 def _boxes_of(conn: Connection, instance_ids: Collection[str]) -> dict[str, str | None]:
     """The mailbox of each known instance; ``None`` for one that nobody will read any more."""
-    rows = conn.execute(select(_I.instance_id, _BOX).where(_I.instance_id.in_(instance_ids))).all()
+    rows = conn.execute(select(_I.instance_id, BOX).where(_I.instance_id.in_(instance_ids))).all()
     boxes = {row[1] for row in rows}
     # Not only the instance itself: a run that has recurred has successors, who read the same mailbox.
-    live = set(conn.execute(select(_BOX).where(_is_run_of(boxes), _NOT_FINISHED)).scalars())
+    live = live_among(conn, boxes)
     return {row[0]: row[1] if row[1] in live else None for row in rows}
-
-
-def _is_run_of(boxes: Collection[str]) -> ColumnElement[bool]:
-    """Whether an instance is the first run that reads one of these mailboxes, or the last.
-
-    Each by its index; for one OR of both SQLite reads the whole table.
-    """
-    first = select(_I.instance_id).where(_I.instance_id.in_(boxes)).correlate(None)
-    last = select(_I.instance_id).where(_I.mailbox.in_(boxes), _IS_LAST_RUN).correlate(None)
-    return _I.instance_id.in_(union(first, last))
 
 
 def _to_waiting(conn: Connection, seqs: Sequence[int]) -> None:
@@ -194,11 +223,8 @@ def _line(*, is_queued: bool) -> tuple[Any, ...]:
 def _fan_out(conn: Connection, query: Any, seqs: Sequence[int]) -> None:
     columns = ["receiver", "kind", "name", "seq", "is_queued", "is_new"]
     rows = query.where(_M.seq.in_(seqs)).distinct()
-    conn.execute(_insert_into(conn).from_select(columns, rows, include_defaults=False).on_conflict_do_nothing())
-
-
-def _insert_into(conn: Connection) -> Any:
-    return postgresql.insert(inbox) if conn.dialect.name == "postgresql" else sqlite.insert(inbox)
+    into = insert_for(conn.dialect.name)(inbox)
+    conn.execute(into.from_select(columns, rows, include_defaults=False).on_conflict_do_nothing())
 
 
 def assign_queued(
@@ -208,8 +234,7 @@ def assign_queued(
 
     Who cannot be run by any worker gets nothing: others may be there.
     """
-    query = select(_N.name).where(_N.receiver == QUEUE, _N.is_new).distinct()
-    found = _queues(conn) if offers_again else conn.execute(query).scalars().all()
+    found = _queues(conn) if offers_again else conn.execute(_NEW_QUEUES).scalars().all()
     known = live_workflows(conn) if found else {}
     if known:  # otherwise nobody has entered itself, and nothing can be said
         known.setdefault(service, set()).update(names)
@@ -222,6 +247,9 @@ def assign_queued(
                 conn.execute(update(inbox).where(*queued, _N.seq == seq).values(receiver=receiver, is_new=True))
             if len(seqs) < len(free):
                 break
+
+
+_NEW_QUEUES = select(_N.name).where(_N.receiver == QUEUE, _N.is_new).distinct()
 
 
 def _queues(conn: Connection) -> Sequence[str]:
@@ -263,91 +291,3 @@ def _free_receivers(conn: Connection, channel: str, known: Mapping[str, Collecti
             yield free
         if len(rows) < BATCH:
             return
-
-
-def wake_receivers(conn: Connection, *, strangers: Collection[str] = ()) -> Delivered:
-    """Make those due that wait for what is new in their inbox.
-
-    :param strangers: Who got something in this very transaction without being there.
-    """
-    found = Delivered()
-    last = QUEUE
-    while True:
-        query = select(_N.receiver).where(_N.is_new, _N.receiver > last).distinct().order_by(_N.receiver).limit(BATCH)
-        boxes = list(conn.execute(query).scalars())
-        if not boxes:
-            return found
-        found = found.and_(_wake(conn, boxes, strangers))
-        if len(boxes) < BATCH:
-            return found
-        last = boxes[-1]
-
-
-def _wake(conn: Connection, boxes: Collection[str], strangers: Collection[str]) -> Delivered:
-    of_boxes = (_is_run_of(boxes), _BOX.in_(boxes), _NOT_FINISHED)
-    columns = (
-        _I.instance_id,
-        _BOX.label("box"),
-        _I.locked_by,
-        _I.service,
-        _I.workflow_name,
-        _I.error.is_not(None).label("is_blocked"),
-    )
-    # Locked first and read afterwards: a wait that is registered just now is seen, or its row is left for next time.
-    locked = conn.execute(
-        select(*columns).where(*of_boxes).order_by(_I.instance_id).with_for_update(skip_locked=True)
-    ).all()
-    found = {row.box for row in locked}
-    live = set(conn.execute(select(_BOX).where(*of_boxes)).scalars()) if found < set(boxes) else found
-    # A stranger may be started, and wait, without seeing what we have put into its inbox: the next delivery looks for it.
-    in_use = (live | set(boxes).intersection(strangers)) - found
-    ready = [box for box in boxes if box not in in_use]
-    has_returned = _empty_ended(conn, set(ready) - found)
-    came = defaultdict(set)
-    handed = set()
-    new = select(_N.receiver, _N.kind, _N.name, _N.is_queued).where(_N.is_new, _N.receiver.in_(ready)).distinct()
-    for row in conn.execute(new):
-        came[row.receiver].add((row.kind, row.name))
-        if row.is_queued:
-            handed.add((row.receiver, row.name))
-    able = [row for row in locked if not row.is_blocked]
-    awaited, competing = _awaited(conn, {row.instance_id: row.box for row in able})
-    woken = [row for row in able if came[row.box] & awaited[row.box]]
-    due = [row for row in woken if row.locked_by is None]
-    if due:
-        ids = [row.instance_id for row in due]
-        conn.execute(update(instances).where(_I.instance_id.in_(ids)).values(wake_at=clock(), updated_at=clock()))
-    # Under the lock of the instance nobody else puts anything into its inbox.
-    conn.execute(update(inbox).where(_N.is_new, _N.receiver.in_(ready)).values(is_new=False))
-    # Handed over while a transaction that is over by now gave up the wait for it, or blocked its instance.
-    has_returned |= inboxes.return_surplus(conn, handed, competing)
-    return Delivered(
-        frozenset((row.service, row.workflow_name) for row in due),
-        frozenset(row.locked_by for row in woken if row.locked_by is not None),
-        is_unfinished=bool(in_use) or has_returned,
-    )
-
-
-def _empty_ended(conn: Connection, boxes: Collection[str]) -> bool:
-    """Empty those that belong to an instance which has ended; True if something went back to a queue.
-
-    It ended while its messages were on their way. A mailbox of an instance that is not known yet is kept.
-    """
-    if not boxes:
-        return False
-    ended = conn.execute(select(_I.instance_id).where(_I.instance_id.in_(boxes))).scalars().all()
-    return bool(ended) and inboxes.empty(conn, ended)
-
-
-def _awaited(
-    conn: Connection, boxes: Mapping[str, str]
-) -> tuple[dict[str, set[tuple[str, str]]], Counter[tuple[str, str]]]:
-    """What the instances of these mailboxes wait for, and how many messages of which queues."""
-    awaited: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    competing: Counter[tuple[str, str]] = Counter()
-    columns = (waits.c.instance_id, waits.c.kind, waits.c.name, waits.c.is_competing)
-    for row in conn.execute(select(*columns).where(waits.c.instance_id.in_(boxes))):
-        box = boxes[row.instance_id]
-        awaited[box].add((row.kind, row.name))
-        competing[box, row.name] += row.is_competing
-    return awaited, competing

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, exists, insert, literal, or_, select
+from sqlalchemy import Connection, bindparam, delete, exists, insert, literal, select
 
 from edda_engine.core.ports import OutgoingMessage
 from edda_engine.storage.schema import inbox, messages
@@ -52,14 +52,6 @@ def insert_messages(conn: Connection, outgoing: Sequence[OutgoingMessage]) -> No
     ]
     for row in rows:  # one by one: the sequence must follow the order of sending
         conn.execute(_INSERT, row)
-
-
-_HAS_NEW = select(or_(exists().where(_C.is_new), exists().where(inbox.c.is_new)))
-
-
-def has_new(conn: Connection) -> bool:
-    """Whether something was sent that nobody has delivered yet, or somebody is still to be woken."""
-    return bool(conn.execute(_HAS_NEW).scalar_one())
 
 
 def forget_unused(conn: Connection, seqs: Collection[int]) -> int:

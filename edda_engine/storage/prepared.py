@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import (
+    BigInteger,
+    Column,
     ColumnElement,
     Connection,
     Dialect,
@@ -24,7 +26,9 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal,
     select,
+    tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -33,7 +37,9 @@ from edda_engine.storage.types import JsonText
 
 S = TypeVar("S")
 
-Columns = Mapping[str, type[Text] | type[Integer] | type[Float[Any]]]
+Kind = type[Text] | type[Integer] | type[BigInteger] | type[Float[Any]]
+
+Columns = Mapping[str, Kind]
 """What a row of a parameter holds, by name."""
 
 
@@ -53,29 +59,57 @@ class Prepared(Generic[S]):
         return found
 
 
-class _Texts(TypeDecorator[Sequence[str]]):
-    """A list of texts as one value."""
+class _List(TypeDecorator[Sequence[Any]]):
+    """A list of texts or numbers as one value."""
 
     impl = Text
     cache_ok = True
 
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self.kind = kind
+
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """An array, or the text of a JSON array."""
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.ARRAY(Text()))
+            return dialect.type_descriptor(postgresql.ARRAY(self.kind()))
         return dialect.type_descriptor(Text())
 
-    def process_bind_param(self, value: Sequence[str] | None, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> Any:
         """A list for the array."""
         return list(value or ()) if dialect.name == "postgresql" else json.dumps(list(value or ()))
 
 
-def is_one_of(dialect: str, which: ColumnElement[Any], parameter: str) -> ColumnElement[bool]:
-    """``which IN (...)`` for a parameter that is a list of texts."""
-    given = bindparam(parameter, type_=_Texts())
+def is_one_of(dialect: str, which: ColumnElement[Any], parameter: str, kind: Kind = Text) -> ColumnElement[bool]:
+    """``which IN (...)`` for a parameter that is a list of texts, or of numbers of another *kind*."""
+    given = bindparam(parameter, type_=_List(kind))
     if dialect == "postgresql":
         return which == any_(given)
     return which.in_(select(func.json_each(given).table_valued("value").c.value))
+
+
+def given_texts(dialect: str, columns: Sequence[str]) -> FromClause:
+    """The rows of a parameter made by :func:`as_texts`; unlike those of :func:`given_rows` PostgreSQL expects few of them.
+
+    So it looks each of them up, however small the table is that they are joined to.
+    """
+    lists = [bindparam(f"given_{name}", type_=_List(Text)) for name in columns]
+    if dialect == "postgresql":
+        return func.unnest(*lists).table_valued(*columns).render_derived(name="given")
+    first = func.json_each(lists[0]).table_valued("key", "value", name="each")
+    path = literal("$[") + cast(first.c.key, Text) + literal("]")
+    others = (func.json_extract(given, path).label(name) for given, name in zip(lists[1:], columns[1:], strict=True))
+    return select(first.c.value.label(columns[0]), *others).select_from(first).subquery("given")
+
+
+def as_texts(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """The parameter of a statement with :func:`given_texts`."""
+    return {f"given_{name}": [row[number] for row in rows] for number, name in enumerate(columns)}
+
+
+def is_among(dialect: str, columns: Sequence[Column[Any]]) -> ColumnElement[bool]:
+    """Whether a row's *columns* are one of the rows given with :func:`as_texts`, by their names."""
+    return tuple_(*columns).in_(select(*given_texts(dialect, [column.name for column in columns]).c))
 
 
 def given_rows(dialect: str, parameter: str, columns: Columns, *, name: str = "given") -> FromClause:

@@ -10,29 +10,31 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection
 
-from sqlalchemy import Connection, text
+from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, text, true
 
 _KEY = 0x6564646D  # "eddm"
-_LIMIT = "set_config('idle_in_transaction_session_timeout', '10s', true)"
-_WAIT = text(f"SELECT pg_advisory_xact_lock({_KEY}), {_LIMIT}")
+_SECONDS = "10s"
+_WAIT = text(
+    f"SELECT pg_advisory_xact_lock({_KEY}), set_config('idle_in_transaction_session_timeout', '{_SECONDS}', true)"
+)
 _KEYS = 0x65646465  # "edde"
 _TRY_KEYS = text(
     f"SELECT number FROM unnest(CAST(:numbers AS int[])) AS given (number) WHERE pg_try_advisory_xact_lock({_KEYS}, number)"
 )
-_TRY = text(f"SELECT pg_try_advisory_xact_lock({_KEY}), {_LIMIT}")
+
+
+def turn(dialect: str) -> ColumnElement[bool]:
+    """Whether the turn could be taken; for a statement that takes it only if there is a reason."""
+    if dialect != "postgresql":
+        return true()
+    limited = func.set_config("idle_in_transaction_session_timeout", _SECONDS, literal_column("true")).is_not(None)
+    return and_(func.pg_try_advisory_xact_lock(literal_column(str(_KEY))), limited)
 
 
 def serialize_delivery(conn: Connection) -> None:
     """Wait for the turn; it is held until the transaction ends."""
     if conn.dialect.name == "postgresql":
         conn.execute(_WAIT)
-
-
-def try_to_serialize_delivery(conn: Connection) -> bool:
-    """Take the turn if nobody has it."""
-    if conn.dialect.name != "postgresql":
-        return True
-    return bool(conn.execute(_TRY).scalar_one())
 
 
 def try_to_serialize_keys(conn: Connection, keys: Collection[str]) -> set[str]:

@@ -33,13 +33,16 @@ def commit_takes(conn: Connection, takes: Sequence[Take]) -> dict[_Key, Got]:
     if not takes:
         return {}
     by_key = {(take.holder.instance_id, take.key.activity_id): take for take in takes}
+    asks = [Ask(*key, take.mailbox, take.request) for key, take in by_key.items()]
+    known = waits.look(conn, asks)
     # A commit whose acknowledgement was lost is made again: what it took must not be taken twice.
-    outcomes: dict[_Key, Got] = {
-        key: AlreadyRecorded(event) for key, event in history.load_steps(conn, list(by_key)).items()
-    }
-    asks = [Ask(*key, take.mailbox, take.request) for key, take in by_key.items() if key not in outcomes]
+    recorded = [key for key in by_key if known[key].is_recorded]
+    outcomes: dict[_Key, Got] = {}
+    if recorded:
+        outcomes |= {key: AlreadyRecorded(event) for key, event in history.load_steps(conn, recorded).items()}
+        asks = [ask for ask in asks if ask.key not in outcomes]
     ended: list[Step] = []
-    for ask, answer in zip(asks, waits.settle(conn, asks), strict=True):
+    for ask, answer in zip(asks, waits.settle(conn, asks, known), strict=True):
         take = by_key[ask.key]
         match answer:
             case StillOpen(due):

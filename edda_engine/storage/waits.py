@@ -7,19 +7,27 @@ it. Both happen under the lock of the instance's row, so no message can slip in 
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Float, bindparam, delete, exists, func, literal, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import (
+    Connection,
+    Float,
+    and_,
+    delete,
+    exists,
+    literal,
+    select,
+    update,
+)
 
 from edda_engine.core.ports import DIRECT_CHANNEL, ChannelMode, WaitKind, WaitRequest
-from edda_engine.storage.keys import among
-from edda_engine.storage.messages import QUEUE, forget_unused
-from edda_engine.storage.schema import inbox, messages, subscriptions, waits
+from edda_engine.storage import inboxes
+from edda_engine.storage.inboxes import Content, Lay
+from edda_engine.storage.messages import QUEUE
+from edda_engine.storage.prepared import Prepared, as_texts, given_texts, insert_for, is_among, is_one_of
+from edda_engine.storage.schema import history, inbox, subscriptions, waits
 from edda_engine.storage.serial import serialize_delivery
 from edda_engine.storage.types import clock, clock_plus, seconds_since
 
@@ -72,65 +80,114 @@ Answer = Taken | TimeIsUp | StillOpen | NotSubscribed
 
 
 @dataclass(frozen=True, slots=True)
-class _Lay:
-    receiver: str
-    kind: str
-    name: str
-    seq: int
-    is_queued: bool
+class Asked:
+    """How a wait stands before it is asked for."""
+
+    is_recorded: bool
+    """History has its end already."""
+    is_registered: bool
+    due_in_seconds: float | None
+    is_competing: bool
+    mode: str | None
+    """In which mode its instance has subscribed to the channel, if it has."""
 
 
-def settle(conn: Connection, asks: Sequence[Ask]) -> list[Answer]:
+def look(conn: Connection, asks: Sequence[Ask]) -> dict[tuple[str, str], Asked]:
+    """How several waits stand, all of instances whose rows are locked; by their keys."""
+    rows = as_texts(_ASKED, [(ask.instance_id, ask.activity_id, ask.mailbox, ask.request.name) for ask in asks])
+    return {
+        (row[0], row[1]): Asked(
+            is_recorded=bool(row[2]),
+            is_registered=row[3] is not None,
+            due_in_seconds=row[4],
+            is_competing=bool(row[3]) if row[3] is not None else row[5] == ChannelMode.COMPETING,
+            mode=row[5],
+        )
+        for row in conn.execute(_LOOK.on(conn), rows).all()
+    }
+
+
+_ASKED = ("instance_id", "activity_id", "mailbox", "name")
+
+
+@Prepared
+def _LOOK(dialect: str) -> Any:
+    given = given_texts(dialect, _ASKED)
+    is_recorded = exists().where(
+        history.c.instance_id == given.c.instance_id, history.c.activity_id == given.c.activity_id
+    )
+    is_it = and_(_C.instance_id == given.c.instance_id, _C.activity_id == given.c.activity_id)
+    has_subscribed = and_(subscriptions.c.mailbox == given.c.mailbox, subscriptions.c.channel == given.c.name)
+    return select(
+        given.c.instance_id,
+        given.c.activity_id,
+        is_recorded,
+        _C.is_competing,
+        -seconds_since(_C.expires_at),
+        subscriptions.c.mode,
+    ).select_from(given.outerjoin(waits, is_it).outerjoin(subscriptions, has_subscribed))
+
+
+def settle(conn: Connection, asks: Sequence[Ask], known: Mapping[tuple[str, str], Asked] | None = None) -> list[Answer]:
     """Ask for several waits, all of instances whose rows are locked; the answer of each, in order.
 
     A message that is there wins over a deadline that has passed.
     """
-    known = _registered(conn, asks)
-    modes = {ask.key: _mode(conn, ask) for ask in asks if ask.key not in known}
-    refused = {ask.key for ask in asks if ask.key in modes and _needs_subscription(ask) and modes[ask.key] is None}
-    may_take = {
-        ask: known[ask.key].is_competing if ask.key in known else modes[ask.key] == ChannelMode.COMPETING
-        for ask in asks
-        if ask.key not in refused
-    }
-    found = _taken(conn, may_take, registered=known.keys())
-    forget_unused(conn, [lay.seq for lay, _ in found.values()])
+    known = look(conn, asks) if known is None else known
+    refused = {ask for ask in asks if _is_refused(ask, known[ask.key])}
+    found = _taken(conn, {ask: known[ask.key] for ask in asks if ask not in refused})
+    inboxes.forget_messages(conn, found.values())
     answers: list[Answer] = []
     over: list[tuple[str, str]] = []
     for ask in asks:
-        if ask.key in found:
+        standing = known[ask.key]
+        if ask in refused:
+            answers.append(NotSubscribed())
+        elif ask.key in found:
             lay, content = found[ask.key]
-            answers.append(Taken(content, _taken_json(lay)))
+            answers.append(Taken(content.json, lay.as_json()))
             over.append(ask.key)
-        elif ask.key in known:
-            due = known[ask.key].due_in_seconds
+        elif standing.is_registered:
+            due = standing.due_in_seconds
             is_over = due is not None and due <= _DUE_SECONDS
             answers.append(TimeIsUp() if is_over else StillOpen(due))
             over += [ask.key] if is_over else []
-        elif ask.key in refused:
-            answers.append(NotSubscribed())
         else:
-            answers.append(_register(conn, ask, is_competing=modes[ask.key] == ChannelMode.COMPETING))
-    forget(conn, [key for key in over if key in known])
+            answers.append(_register(conn, ask, is_competing=standing.is_competing))
+    forget(conn, [key for key in over if known[key].is_registered])
     return answers
+
+
+def _is_refused(ask: Ask, standing: Asked) -> bool:
+    """An instance that gets nothing from a channel is not left waiting for it."""
+    needs_subscription = ask.request.kind is WaitKind.MESSAGE and ask.request.name != DIRECT_CHANNEL
+    return needs_subscription and not standing.is_registered and standing.mode is None
 
 
 def forget(conn: Connection, keys: Collection[tuple[str, str]]) -> None:
     """These waits are over; messages of a queue that were meant for them go back to it."""
-    if not keys:
-        return
-    _forget(conn, among(conn, (_C.instance_id, _C.activity_id), keys))
+    if keys:
+        _give_all_back(conn, conn.execute(_FORGET.on(conn), as_texts(_KEY, list(keys))).all())
+
+
+_KEY = ("instance_id", "activity_id")
+_OVER = (_C.mailbox, _C.name, _C.is_competing)
+_FORGET = Prepared(
+    lambda dialect: delete(waits).where(is_among(dialect, (_C.instance_id, _C.activity_id))).returning(*_OVER)
+)
 
 
 def forget_instances(conn: Connection, instance_ids: Collection[str]) -> None:
     """Every wait of these instances is over; messages of a queue that were meant for them go back to it."""
     if instance_ids:
-        _forget(conn, _C.instance_id.in_(instance_ids))
+        _give_all_back(conn, conn.execute(_FORGET_ALL.on(conn), {"ids": list(instance_ids)}).all())
 
 
-def _forget(conn: Connection, which: ColumnElement[bool]) -> None:
-    over = delete(waits).where(which).returning(_C.mailbox, _C.name, _C.is_competing)
-    for mailbox, name, is_competing in conn.execute(over).all():
+_FORGET_ALL = Prepared(lambda dialect: delete(waits).where(is_one_of(dialect, _C.instance_id, "ids")).returning(*_OVER))
+
+
+def _give_all_back(conn: Connection, over: Sequence[Any]) -> None:
+    for mailbox, name, is_competing in over:
         if is_competing:
             _give_back(conn, mailbox, name)
 
@@ -167,90 +224,33 @@ def with_mail(conn: Connection, instance_ids: Collection[str]) -> list[tuple[str
 _HAS_MAIL = exists().where(inbox.c.receiver == _C.mailbox, inbox.c.kind == _C.kind, inbox.c.name == _C.name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    due_in_seconds: float | None
-    is_competing: bool
-
-
-def _registered(conn: Connection, asks: Sequence[Ask]) -> dict[tuple[str, str], _Known]:
-    keys = [ask.key for ask in asks]
-    query = select(_C.instance_id, _C.activity_id, -seconds_since(_C.expires_at), _C.is_competing).where(
-        among(conn, (_C.instance_id, _C.activity_id), keys)
-    )
-    return {(row[0], row[1]): _Known(row[2], bool(row[3])) for row in conn.execute(query)}
-
-
-def _first_of(receiver: Any, kind: Any, name: Any) -> Any:
-    oldest = (
-        select(func.min(inbox.c.seq))
-        .where(inbox.c.receiver == receiver, inbox.c.kind == kind, inbox.c.name == name)
-        .scalar_subquery()
-    )
-    return (
-        delete(inbox)
-        .where(inbox.c.receiver == receiver, inbox.c.kind == kind, inbox.c.name == name, inbox.c.seq == oldest)
-        .returning(inbox.c.receiver, inbox.c.kind, inbox.c.name, inbox.c.seq, inbox.c.is_queued)
-    )
-
-
-def _taken(
-    conn: Connection, may_take: Mapping[Ask, bool], *, registered: Collection[tuple[str, str]]
-) -> dict[tuple[str, str], tuple[_Lay, str]]:
-    """What is there for some of the waits, with its content; each wait with whether it shares a queue."""
-    found: dict[tuple[str, str], tuple[_Lay, str]] = {}
-    asking = dict(may_take)
+def _taken(conn: Connection, asks: Mapping[Ask, Asked]) -> dict[tuple[str, str], tuple[Lay, Content]]:
+    """What is there for some of the waits, with its content."""
+    found: dict[tuple[str, str], tuple[Lay, Content]] = {}
+    asking = {ask: standing for ask, standing in asks.items() if ask.request.kind is not WaitKind.TIMER}
     while asking:
-        lays = {
-            ask: lay
-            for ask, shares in asking.items()
-            if (lay := _take_queued(conn, ask, ask.key in registered) if shares else _take(conn, ask)) is not None
-        }
-        contents = _contents(conn, [lay.seq for lay in lays.values()])
+        lays = {ask: lay for ask, standing in asking.items() if (lay := _take(conn, ask, standing)) is not None}
+        contents = inboxes.contents(conn, [lay.seq for lay in lays.values()])
         found |= {ask.key: (lay, contents[lay.seq]) for ask, lay in lays.items() if lay.seq in contents}
         # Somebody has deleted the message and not what leads to it: that is gone now, and the next one counts.
         asking = {ask: asking[ask] for ask, lay in lays.items() if lay.seq not in contents}
     return found
 
 
-_TAKE = _first_of(bindparam("receiver"), bindparam("kind"), bindparam("name"))
-
-
-def _take(conn: Connection, ask: Ask, *, receiver: str | None = None) -> _Lay | None:
-    """The oldest message for this wait in the instance's inbox, or in that of another *receiver*."""
-    request = ask.request
-    if request.kind is WaitKind.TIMER:
-        return None
-    whose = {"receiver": ask.mailbox if receiver is None else receiver}
-    row = conn.execute(_TAKE, {**whose, "kind": request.kind, "name": request.name}).first()
-    return None if row is None else _Lay(*row)
-
-
-def _take_queued(conn: Connection, ask: Ask, is_registered: bool) -> _Lay | None:
-    """What the channel's queue has handed over for this wait, or else the oldest message in it."""
-    if is_registered and (handed := _take(conn, ask)) is not None:
-        return handed
+def _take(conn: Connection, ask: Ask, standing: Asked) -> Lay | None:
+    """The oldest message for this wait, out of the instance's inbox or else out of the channel's queue."""
+    kind, name = ask.request.kind, ask.request.name
+    if standing.is_registered or not standing.is_competing:
+        lay = inboxes.take(conn, ask.mailbox, kind, name)
+        if lay is not None or not standing.is_competing:
+            return lay
     # Under the lock of delivery: either it sees this wait, or this sees what it has put into the queue.
     serialize_delivery(conn)
-    if not is_registered:
+    if not standing.is_registered:
         # Handed over for an earlier wait of this instance, while that one was given up: it is first in line again.
-        _give_back(conn, ask.mailbox, ask.request.name)
+        _give_back(conn, ask.mailbox, name)
     # Here too once more: whoever had the lock until now may have handed it over.
-    handed = _take(conn, ask)
-    return handed if handed is not None else _take(conn, ask, receiver=QUEUE)
-
-
-def _mode(conn: Connection, ask: Ask) -> str | None:
-    if not _needs_subscription(ask):
-        return None
-    query = select(subscriptions.c.mode).where(
-        subscriptions.c.mailbox == ask.mailbox, subscriptions.c.channel == ask.request.name
-    )
-    return conn.execute(query).scalar()
-
-
-def _needs_subscription(ask: Ask) -> bool:
-    return ask.request.kind is WaitKind.MESSAGE and ask.request.name != DIRECT_CHANNEL
+    return inboxes.take(conn, ask.mailbox, kind, name) or inboxes.take(conn, QUEUE, kind, name)
 
 
 def _register(conn: Connection, ask: Ask, *, is_competing: bool) -> Answer:
@@ -261,9 +261,8 @@ def _register(conn: Connection, ask: Ask, *, is_competing: bool) -> Answer:
         expires_at: Any = literal(request.until, _C.expires_at.type)
     else:
         expires_at = clock_plus(literal(request.seconds, Float)) if request.seconds is not None else None
-    dialect_insert: Any = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
     conn.execute(
-        dialect_insert(waits)
+        insert_for(conn.dialect.name)(waits)
         .values(
             instance_id=ask.instance_id,
             activity_id=ask.activity_id,
@@ -287,34 +286,6 @@ def _register(conn: Connection, ask: Ask, *, is_competing: bool) -> Answer:
         return StillOpen(due)
     forget(conn, [ask.key])
     return TimeIsUp()
-
-
-def _contents(conn: Connection, seqs: Collection[int]) -> dict[int, str]:
-    """The messages as JSON texts, by number."""
-    if not seqs:
-        return {}
-    columns = (
-        messages.c.seq, messages.c.message_id, messages.c.name, messages.c.data, messages.c.data_binary,
-        messages.c.metadata, messages.c.published_at,
-    )  # fmt: skip
-    found = {}
-    for row in conn.execute(select(*columns).where(messages.c.seq.in_(seqs))):
-        parts = [
-            f'"id":{json.dumps(row.message_id)}',
-            f'"name":{json.dumps(row.name)}',
-            f'"metadata":{row.metadata}',
-            f'"published_at":{json.dumps(row.published_at.isoformat())}',
-        ]
-        if row.data is not None:
-            parts.append(f'"data":{row.data}')
-        if row.data_binary is not None:
-            parts.append(f'"data_base64":{json.dumps(base64.b64encode(row.data_binary).decode())}')
-        found[row.seq] = "{" + ",".join(parts) + "}"
-    return found
-
-
-def _taken_json(lay: _Lay) -> str:
-    return json.dumps({"kind": lay.kind, "name": lay.name, "seq": lay.seq, "is_queued": lay.is_queued})
 
 
 def _give_back(conn: Connection, mailbox: str, channel: str) -> None:

@@ -18,15 +18,15 @@ from edda_engine.channels import channel_message
 from edda_engine.core.events import EventType, StepKey, event_json
 from edda_engine.core.ports import DIRECT_CHANNEL, ChannelMode, NewInstance, OutgoingMessage, WaitKind, WaitRequest
 from edda_engine.core.status import Status
-from edda_engine.storage import channels, delivery, instances, waits
+from edda_engine.storage import channels, delivery, instances, waits, waking
 from edda_engine.storage.commit import Block, End, Holder, PutBack, Step, commit_units
 from edda_engine.storage.database import Database
 from edda_engine.storage.history import insert_steps
-from edda_engine.storage.messages import has_new, insert_messages
+from edda_engine.storage.messages import insert_messages
 from edda_engine.storage.retention import prune_messages
 from edda_engine.storage.schema import inbox, messages
 from edda_engine.storage.schema import instances as table
-from edda_engine.storage.serial import try_to_serialize_delivery
+from edda_engine.storage.serial import serialize_delivery
 from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.taking import put_back
 from edda_engine.storage.waits import Ask, StillOpen, Taken
@@ -120,12 +120,12 @@ def test_a_job_handed_to_a_receiver_that_goes_is_handed_to_another_one(
     with database.engine.connect() as going, going.begin() as transaction:
         goes(going)
         with database.write() as conn:
-            assert try_to_serialize_delivery(conn)
+            serialize_delivery(conn)
             delivery.distribute(conn)
             delivery.assign_queued(conn)
             if is_seen_by_the_delivery:
                 transaction.commit()
-            assert delivery.wake_receivers(conn).is_unfinished
+            assert waking.wake_receivers(conn).is_unfinished
         if not is_seen_by_the_delivery:
             transaction.commit()
     deliver_all(database)
@@ -174,7 +174,7 @@ def test_what_is_for_nobody_is_kept_and_looked_at_no_more(database: Database) ->
     deliver_all(database)
 
     assert receivers(database) == [("nobody", False)]
-    assert not run(database, has_new)
+    assert run(database, delivery.take_turn).is_ours is None
 
 
 def test_what_one_of_two_waits_of_an_instance_gave_up_goes_to_another_instance(database: Database) -> None:
