@@ -17,7 +17,7 @@ from edda_engine.activity import Activity
 from edda_engine.context import SyncWorkflowContext, WorkflowContext
 from edda_engine.core.codec import codec_for
 from edda_engine.core.events import EventType, Recorded, StepKey, event_json
-from edda_engine.core.ports import OutgoingMessage, SubscriptionChange, WaitKind, WaitRequest
+from edda_engine.core.ports import ChannelMode, OutgoingMessage, SubscriptionChange, WaitKind, WaitRequest
 from edda_engine.runtime.branches import current_line
 from edda_engine.runtime.greenlets import hand_out, is_in_greenlet, run_in_greenlet, wait_in_greenlet
 from edda_engine.runtime.talking import Talking, TalkingRun, successor_id
@@ -37,6 +37,7 @@ class BodyRun(TalkingRun, Protocol):
     workflow: DeclaredWorkflow[..., Any]
     had_waits: bool
     had_mail: bool
+    had_queues: bool
 
     @property
     def max_payload_bytes(self) -> int:
@@ -144,6 +145,7 @@ class Body:
     def subscribe(self, function_name: str, change: SubscriptionChange) -> Any:
         """Change what this instance gets, as a recorded step."""
         self._run.had_mail = True
+        self._run.had_queues = self._run.had_queues or change.mode == ChannelMode.COMPETING
         return self._talking.subscribe(function_name, change)
 
     def first_of(self, branches: tuple[Any, ...]) -> Any:

@@ -283,7 +283,7 @@ class Executor:
     async def _drive(self, run: Run) -> None:
         try:
             if run.lease.is_cancelled:
-                run.had_waits = run.had_mail = True  # its body, which would tell, is not run
+                run.had_waits = run.had_mail = run.had_queues = True  # its body, which would tell, is not run
                 await self._end(run, self._end_of(run, Status.CANCELLED))
                 return
             if not run.lease.has_history:
@@ -377,7 +377,7 @@ class Executor:
             case _:
                 _log.warning("Workflow %s, instance %s, failed: %r", run.workflow_name, run.instance_id, error)
                 run.hook("on_workflow_failed", run.workflow_name, error)
-        if run.had_mail:
+        if run.had_queues:
             self._wake_claimer()  # what it had from queues goes to others
         for waited_for in {run.instance_id, run.mailbox}:  # who started a chain of recurrences waits for its end
             self._completions.announce(waited_for, ending_of(run.workflow_name, end))

@@ -66,7 +66,7 @@ class Run:
         self.replay = Replay(workflow.name, lease.instance_id, past.steps)
         self.retry_states = dict(past.retry_states or {})
         self.had_retries = bool(past.retry_states)
-        self.had_waits = self.had_mail = lease.has_history or lease.mailbox != lease.instance_id
+        self.had_waits = self.had_mail = self.had_queues = lease.has_history or lease.mailbox != lease.instance_id
         self.successor: Successor | None = None
         self.fate: type[BaseException] | None = None
         self.mismatch: NonDeterminismError | None = None

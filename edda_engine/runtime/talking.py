@@ -245,9 +245,12 @@ class Talking:
 
     async def _until_over(self, about: str, request: WaitRequest, key: StepKey) -> Recorded:
         run, seq = self._run, self._run.next_seq()
+        is_asked_again = False
         while True:
             run.probe("take.before_commit")
-            outcome = await _written(run, Take(run.holder, key, seq, about, run.mailbox, request))
+            take = Take(run.holder, key, seq, about, run.mailbox, request, is_asked_again)
+            outcome = await _written(run, take)
+            is_asked_again = True
             run.probe("take.after_commit")
             match outcome:
                 case Open(due_in_seconds, is_cancelled):

@@ -1,4 +1,4 @@
-"""Steps, starts and ends that touch nothing else, in one statement that checks the leases and writes.
+"""Steps, timers, starts and ends that touch nothing else, in one statement that checks the leases and writes.
 
 How it thinks. A transaction of several statements waits for the server at each of them, and keeps its locks meanwhile.
 One statement by itself waits once. It locks the rows of the instances first, and a row that is locked is read as it is
@@ -12,13 +12,13 @@ seldom, and :mod:`edda_engine.storage.commit` finds out which it is. Only on Pos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    CompoundSelect,
     Connection,
     FromClause,
     Integer,
@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     and_,
     cast,
+    delete,
     false,
     literal_column,
     null,
@@ -34,11 +35,26 @@ from sqlalchemy import (
     update,
 )
 
+from edda_engine.core.events import EventType, event_json
+from edda_engine.core.ports import WaitKind
 from edda_engine.storage import history, starts
 from edda_engine.storage.instances import ENDED
 from edda_engine.storage.prepared import Columns, as_rows, given_rows, is_one_of
-from edda_engine.storage.schema import instances
-from edda_engine.storage.units import BatchOutcome, End, HeldUnit, Holder, Saved, Start, Step, Unit
+from edda_engine.storage.schema import instances, retries, waits
+from edda_engine.storage.types import clock_plus
+from edda_engine.storage.units import (
+    AlreadyRecorded,
+    BatchOutcome,
+    End,
+    HeldUnit,
+    Holder,
+    Saved,
+    Start,
+    Step,
+    Take,
+    Unit,
+)
+from edda_engine.storage.waits import DUE_SECONDS
 
 _C = instances.c
 _PG = "postgresql"
@@ -51,12 +67,14 @@ _STARTED, _STEP, _ENDED = "start", "step", "end"
 
 
 def is_plain(unit: Unit) -> bool:
-    """Whether one statement can write it: it touches its own row of history or instances, and nothing else."""
+    """Whether one statement can write it: nobody else's rows are touched, nor those that others put there for it."""
     match unit:
         case Step():
             return not (unit.outbox or unit.messages or unit.ends_wait or unit.had_retries)
+        case Take():
+            return unit.is_asked_again and unit.request.kind is WaitKind.TIMER
         case End():
-            return not (unit.had_retries or unit.had_waits or unit.mailbox or unit.successor)
+            return unit.mailbox is None and unit.successor is None
         case Start():
             return True
         case _:
@@ -66,26 +84,23 @@ def is_plain(unit: Unit) -> bool:
 def write_at_once(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome | None]:
     """Write plain units; ``None`` for each that is not written."""
     steps = [unit for unit in units if isinstance(unit, Step)]
+    timers = {unit: _fired(unit) for unit in units if isinstance(unit, Take)}
     ends = [unit for unit in units if isinstance(unit, End)]
     new = [(unit.new, unit.claimed_by) for unit in units if isinstance(unit, Start)]
-    given: dict[str, Any] = {}
-    if steps or ends:
-        held: list[HeldUnit] = [*steps, *ends]
-        given["ids"] = list({unit.holder.instance_id for unit in held})
-    if steps:
-        given["steps"] = as_rows([step.as_row() | _holder(step.holder) for step in steps])
-    if ends:
-        given["ends"] = as_rows([_end(end) for end in ends])
-    if new:
-        given["starts"] = starts.as_parameter(new, conn.dialect)
-    statement = _statement(bool(steps), bool(ends), bool(new))
+    held: list[HeldUnit] = [*steps, *timers, *ends]
+    given = {"ids": list({unit.holder.instance_id for unit in held}), "steps": _as_rows(steps)}
+    only_steps = len(steps) == len(units)
+    if not only_steps:
+        given |= {"timers": _as_rows(timers.values()), "ends": as_rows([_end(end) for end in ends])}
+        given |= {"starts": starts.as_parameter(new, conn.dialect)}
+    statement = _STEPS if only_steps else _ALL
     written = {(row[0], row[1], row[2]): row for row in conn.execute(statement, given).all()}
     return [_outcome(unit, written.pop(_key(unit), None)) for unit in units]  # of two that are the same, one
 
 
 def _key(unit: Unit) -> tuple[str, str, str]:
     match unit:
-        case Step():
+        case Step() | Take():
             return _STEP, unit.holder.instance_id, unit.key.activity_id
         case End():
             return _ENDED, unit.holder.instance_id, ""
@@ -100,6 +115,8 @@ def _outcome(unit: Unit, row: Any) -> BatchOutcome | None:
         return None
     if isinstance(unit, Start):
         return starts.as_started(unit.new, unit.claimed_by, row.started_at)
+    if isinstance(unit, Take):
+        return AlreadyRecorded(_fired(unit).as_recorded())
     return Saved(is_cancelled=True) if row.is_cancelled else _SAVED
 
 
@@ -107,8 +124,16 @@ _SAVED = Saved()
 _NO_STEP: ColumnElement[str] = literal_column("''")
 
 
+def _as_rows(steps: Collection[Step]) -> str:
+    return as_rows([step.as_row() | _holder(step.holder) for step in steps])
+
+
 def _holder(holder: Holder) -> dict[str, Any]:
     return {"instance_id": holder.instance_id, "worker_id": holder.worker_id, "epoch": holder.epoch}
+
+
+def _fired(timer: Take) -> Step:
+    return timer.ended(EventType.TIMER_FIRED, event_json(timer.about))
 
 
 def _end(end: End) -> dict[str, Any]:
@@ -116,27 +141,44 @@ def _end(end: End) -> dict[str, Any]:
     return _holder(end.holder) | outcome
 
 
-@cache
-def _statement(has_steps: bool, has_ends: bool, has_starts: bool) -> Any:
-    """The statement for a batch with units of these kinds."""
+def _statement(*, only_steps: bool) -> CompoundSelect[Any]:
+    """For a batch of steps, or of units of every kind: few statements, which the server comes to know soon."""
     held = (
         select(_C.instance_id, _C.locked_by, _C.lock_epoch, _C.cancel_requested_at.is_not(None).label("is_cancelled"))
         .where(is_one_of(_PG, _C.instance_id, "ids"))
         .order_by(_C.instance_id)  # as every statement that locks several: no two wait for each other
-        .with_for_update(read=not has_ends, skip_locked=True)
+        .with_for_update(read=only_steps, skip_locked=True)
         .cte("held")
     )
-    parts = []
-    if has_steps:
-        given = given_rows(_PG, "steps", _STEP_OF_HOLDER, name="steps")
-        steps = history.inserting(_PG, given, given.join(held, _is_of_holder(given, held))).cte("written")
-        parts.append(_written(_STEP, steps, steps.c.activity_id, held))
-    if has_ends:
-        parts.append(_written(_ENDED, _ending(held), _NO_STEP, held))
-    if has_starts:
-        started = starts.inserting(_PG, "starts").cte("started")
-        parts.append(_row(_STARTED, started.c.instance_id, _NO_STEP, false(), started.c.started_at))
-    return union_all(*parts)
+    given = given_rows(_PG, "steps", _STEP_OF_HOLDER, name="steps")
+    steps = history.inserting(_PG, given, given.join(held, _is_of_holder(given, held))).cte("written")
+    written = _written(_STEP, steps, steps.c.activity_id, held)
+    if only_steps:
+        return union_all(written)
+    timers = _firing(held)
+    ended = _ending(held)
+    started = starts.inserting(_PG, "starts").cte("started")
+    return union_all(
+        written,
+        _written(_STEP, timers, timers.c.activity_id, held),
+        _written(_ENDED, ended, _NO_STEP, held).add_cte(*_left_behind(ended)),
+        _row(_STARTED, started.c.instance_id, _NO_STEP, false(), started.c.started_at),
+    )
+
+
+def _firing(held: CTE) -> CTE:
+    """History says of the timers whose time is up that they are over; of an instance that was asked to stop none is."""
+    given = given_rows(_PG, "timers", _STEP_OF_HOLDER, name="timers")
+    over = (
+        delete(waits)
+        .where(waits.c.instance_id == given.c.instance_id, waits.c.activity_id == given.c.activity_id)
+        .where(_is_of_holder(given, held), ~held.c.is_cancelled, waits.c.expires_at <= clock_plus(DUE_SECONDS))
+        .returning(waits.c.instance_id, waits.c.activity_id)
+        .cte("over")
+    )
+    is_it = and_(over.c.instance_id == given.c.instance_id, over.c.activity_id == given.c.activity_id)
+    fired: CTE = history.inserting(_PG, given, given.join(over, is_it)).cte("fired")
+    return fired
 
 
 def _ending(held: CTE) -> CTE:
@@ -152,6 +194,14 @@ def _ending(held: CTE) -> CTE:
         .values(outcome | ENDED)
         .returning(_C.instance_id)
         .cte("ended")
+    )
+
+
+def _left_behind(ended: CTE) -> tuple[CTE, ...]:
+    """A branch may have been waiting, for a time or for its next attempt, when the body ended."""
+    return tuple(
+        delete(table).where(table.c.instance_id == ended.c.instance_id).cte(f"left_{table.name}")
+        for table in (waits, retries)
     )
 
 
@@ -176,3 +226,6 @@ def _is_of_holder(given: FromClause, held: CTE) -> ColumnElement[bool]:
         held.c.locked_by == given.c.worker_id,
         held.c.lock_epoch == given.c.epoch,
     )
+
+
+_STEPS, _ALL = _statement(only_steps=True), _statement(only_steps=False)

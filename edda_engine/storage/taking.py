@@ -14,8 +14,7 @@ from typing import Any, assert_never
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql, sqlite
 
-from edda_engine.core.codec import parse
-from edda_engine.core.events import EventType, Recorded, event_json
+from edda_engine.core.events import EventType, event_json
 from edda_engine.core.ports import ChannelMode, WaitKind
 from edda_engine.errors import ChannelModeConflictError, UsageError
 from edda_engine.storage import channels, history, waits
@@ -52,17 +51,17 @@ def commit_takes(conn: Connection, takes: Sequence[Take]) -> dict[_Key, Got]:
             case Taken(message_json, taken_json):
                 kind = EventType.EVENT_RECEIVED if take.request.kind is WaitKind.EVENT else EventType.MESSAGE_RECEIVED
                 text = event_json(take.about, result_json=message_json, taken_json=taken_json)
-                ended.append(_ended(take, kind, text))
+                ended.append(take.ended(kind, text))
             case TimeIsUp():
                 is_timer = take.request.kind is WaitKind.TIMER
                 kind = EventType.TIMER_FIRED if is_timer else EventType.WAIT_TIMED_OUT
-                ended.append(_ended(take, kind, event_json(take.about)))
+                ended.append(take.ended(kind, event_json(take.about)))
             case _:
                 assert_never(answer)
     if ended:
         history.insert_steps(conn, [step.as_row() for step in ended])
     for step in ended:
-        outcomes[step.holder.instance_id, step.key.activity_id] = AlreadyRecorded(_as_recorded(step))
+        outcomes[step.holder.instance_id, step.key.activity_id] = AlreadyRecorded(step.as_recorded())
     return outcomes
 
 
@@ -116,14 +115,6 @@ def _restore_message(conn: Connection, taken: dict[str, Any], message: dict[str,
     conn.execute(there.on_conflict_do_update(index_elements=["seq"], set_={"is_new": messages.c.is_new}))
     receiver = QUEUE if taken["is_queued"] else mailbox
     conn.execute(dialect_insert(inbox).values(receiver=receiver, is_new=True, **taken).on_conflict_do_nothing())
-
-
-def _ended(take: Take, event_type: EventType, text: str) -> Step:
-    return Step(take.holder, take.key, take.seq, event_type, text)
-
-
-def _as_recorded(step: Step) -> Recorded:
-    return Recorded(step.key.activity_id, step.key.branch, step.key.position, step.event_type, parse(step.event_json))
 
 
 def _not_subscribed(take: Take) -> UsageError:

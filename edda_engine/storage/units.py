@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from edda_engine.core.codec import parse
 from edda_engine.core.events import FORMAT, EventType, Recorded, StepKey
 from edda_engine.core.ports import NewInstance, OutboxEvent, OutgoingMessage, SubscriptionChange, WaitRequest
 from edda_engine.core.status import Status
@@ -35,6 +36,11 @@ class Step:
     had_retries: bool = False
     messages: tuple[OutgoingMessage, ...] = ()
     ends_wait: bool = False
+
+    def as_recorded(self) -> Recorded:
+        """As a replay reads it."""
+        key = self.key
+        return Recorded(key.activity_id, key.branch, key.position, self.event_type, parse(self.event_json))
 
     def as_row(self) -> dict[str, Any]:
         """The row of history."""
@@ -70,6 +76,12 @@ class Take:
     """How history names the call."""
     mailbox: str
     request: WaitRequest
+    is_asked_again: bool = False
+    """The wait is registered already."""
+
+    def ended(self, event_type: EventType, event_json: str) -> Step:
+        """What history says of its end."""
+        return Step(self.holder, self.key, self.seq, event_type, event_json)
 
 
 @dataclass(frozen=True, slots=True)

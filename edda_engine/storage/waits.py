@@ -33,7 +33,8 @@ from edda_engine.storage.types import clock, clock_plus, seconds_since
 
 _C = waits.c
 
-_DUE_SECONDS = 0.001
+DUE_SECONDS = 0.001
+"""What is due so soon is due now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def settle(conn: Connection, asks: Sequence[Ask], known: Mapping[tuple[str, str]
             over.append(ask.key)
         elif standing.is_registered:
             due = standing.due_in_seconds
-            is_over = due is not None and due <= _DUE_SECONDS
+            is_over = due is not None and due <= DUE_SECONDS
             answers.append(TimeIsUp() if is_over else StillOpen(due))
             over += [ask.key] if is_over else []
         else:
@@ -282,7 +283,7 @@ def _register(conn: Connection, ask: Ask, *, is_competing: bool) -> Answer:
             _C.instance_id == ask.instance_id, _C.activity_id == ask.activity_id
         )
     ).scalar_one()
-    if due > _DUE_SECONDS:
+    if due > DUE_SECONDS:
         return StillOpen(due)
     forget(conn, [ask.key])
     return TimeIsUp()

@@ -93,10 +93,10 @@ def test_only_the_database_makes_connections_that_commit_by_themselves() -> None
     assert who == ["edda_engine/storage/database.py"]
 
 
-def test_only_what_looks_watches_or_notifies_uses_connections_that_commit_by_themselves() -> None:
+def test_only_what_looks_notifies_or_writes_all_with_one_statement_uses_connections_that_commit_by_themselves() -> None:
     who = {shown(path) for path in SOURCES if ".autocommitting()" in path.read_text()}
     assert who == {
-        f"edda_engine/runtime/{name}.py" for name in ("claimer", "liveness", "notifier", "service", "wakeups")
+        f"edda_engine/runtime/{name}.py" for name in ("claimer", "committer", "liveness", "notifier", "service", "wakeups")
     }
 
 

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 
 from edda_engine.core.events import EventType, StepKey
-from edda_engine.core.ports import NewInstance, OutboxEvent
+from edda_engine.core.ports import NewInstance, OutboxEvent, WaitKind, WaitRequest
 from edda_engine.core.status import Status
 from edda_engine.storage import instances
 from edda_engine.storage.at_once import is_plain, write_at_once
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import Database
+from edda_engine.storage.retries import RetryState
 from edda_engine.storage.starts import Started, insert_instance
-from edda_engine.storage.units import BatchOutcome, End, Holder, Saved, Start, Step, Successor, Unit, Wait
+from edda_engine.storage.units import (
+    AlreadyRecorded,
+    Attempt,
+    BatchOutcome,
+    End,
+    Holder,
+    Open,
+    Saved,
+    Start,
+    Step,
+    Successor,
+    Take,
+    Unit,
+    Wait,
+)
 from tests.integration.engines import Tables, run, storage
 from tests.support import eventually
 
@@ -123,19 +139,76 @@ def test_only_what_touches_nothing_else_is_plain() -> None:
     holder = Holder("a", "w", 1)
     sent = OutboxEvent("event-1", "t", "s", "application/json", "{}")
     assert is_plain(step(holder))
+    assert is_plain(timer(holder))
     assert is_plain(End(holder, Status.COMPLETED))
+    assert is_plain(End(holder, Status.FAILED, had_waits=True, had_retries=True))
     assert is_plain(Start(new("a")))
     others: list[Unit] = [
         step(holder, outbox=(sent,)),
         step(holder, ends_wait=True),
         step(holder, had_retries=True),
-        End(holder, Status.COMPLETED, had_waits=True),
-        End(holder, Status.FAILED, had_retries=True),
+        replace(timer(holder), is_asked_again=False),
+        replace(timer(holder), request=WaitRequest(WaitKind.EVENT, "paid", seconds=1.0)),
         End(holder, Status.COMPLETED, mailbox="a"),
         End(holder, Status.RECURRED, successor=Successor("b", "{}", "hash")),
         Wait(holder, Status.WAITING_FOR_TIMER, 1.0),
     ]
     assert not any(map(is_plain, others))
+
+
+def timer(holder: Holder, number: int = 1, seconds: float = 0.0) -> Take:
+    """A timer that its body asks for again."""
+    request = WaitRequest(WaitKind.TIMER, "", seconds=seconds)
+    return Take(holder, StepKey(f"sleep:{number}", "", number), number, "sleep", holder.instance_id, request, True)
+
+
+def registered(database: Database, *timers: Take, seconds: float = 5.0) -> None:
+    for each in timers:
+        first = replace(each, request=replace(each.request, seconds=seconds), is_asked_again=False)
+        assert run(database, lambda conn, first=first: commit_units(conn, [first])) == [Open(seconds)]
+
+
+def test_a_timer_whose_time_is_up_is_over_as_in_several_statements(database: Database, tables: Tables) -> None:
+    a, b = held(database, "a", "b")
+    registered(database, timer(a), timer(b))
+    tables.execute("UPDATE edda_waits SET expires_at = now()")
+
+    slowly = run(database, lambda conn: commit_units(conn, [timer(a)]))
+    (found,) = at_once(database, timer(b))
+
+    assert slowly == [found]
+    assert isinstance(found, AlreadyRecorded)
+    assert found.event.event_type == EventType.TIMER_FIRED
+    assert without_times(tables, "a") == without_times(tables, "b")
+    assert tables.rows("SELECT 1 FROM edda_waits") == []
+
+
+def test_it_leaves_timers_that_are_not_due_not_registered_asked_to_stop_or_lost(
+    database: Database, tables: Tables
+) -> None:
+    a, b, c, d = held(database, "a", "b", "c", "d")
+    registered(database, timer(a), timer(c), timer(d))
+    tables.execute("UPDATE edda_waits SET expires_at = now() WHERE instance_id <> 'a'")
+    run(database, lambda conn: instances.request_cancel(conn, "c", "why"))
+    tables.take_away("d")
+
+    assert at_once(database, timer(a), timer(b), timer(c), timer(d)) == [None] * 4
+
+    assert tables.value("SELECT count(*) FROM edda_waits") == 3
+    assert tables.rows("SELECT 1 FROM edda_history") == []
+
+
+def test_an_end_leaves_no_wait_and_no_attempt_of_its_own_behind(database: Database, tables: Tables) -> None:
+    a, b = held(database, "a", "b")
+    registered(database, timer(a), timer(a, 2), timer(b))
+    for holder in (a, b):
+        unit = Attempt(holder, "act:1", RetryState(1, 0.0, 1.0))
+        run(database, lambda conn, unit=unit: commit_units(conn, [unit]))
+
+    assert at_once(database, End(a, Status.FAILED, error_json="{}", had_waits=True, had_retries=True)) == [Saved()]
+
+    assert tables.rows("SELECT instance_id FROM edda_waits") == [{"instance_id": "b"}]
+    assert tables.rows("SELECT instance_id FROM edda_retries") == [{"instance_id": "b"}]
 
 
 def is_waiting(database: Database) -> bool:

@@ -9,15 +9,19 @@ import pytest
 from sqlalchemy import Connection, event, insert, select, text
 
 from edda_engine.channels import channel_message
+from edda_engine.core.events import EventType, StepKey
 from edda_engine.core.ports import NewInstance, WaitKind, WaitRequest
+from edda_engine.core.status import Status
 from edda_engine.events import event_message
 from edda_engine.storage import delivery, history, instances, retries, waits
+from edda_engine.storage.at_once import write_at_once
 from edda_engine.storage.database import Database
 from edda_engine.storage.keys import among
 from edda_engine.storage.messages import insert_messages
 from edda_engine.storage.retention import prune_messages
 from edda_engine.storage.schema import inbox
 from edda_engine.storage.starts import insert_instance
+from edda_engine.storage.units import End, Holder, Start, Step, Take, Unit
 from edda_engine.storage.waits import Ask
 from tests.integration.engines import run, storage
 
@@ -152,6 +156,21 @@ def test_asking_for_waits_reads_no_table_as_a_whole(crowded: Database) -> None:
         found = plans(crowded, lambda conn, asks=asks: waits.settle(conn, asks))
         assert found
         assert [line for line in found if reads_everything(line)] == [], kind
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has no such statement
+def test_a_batch_of_plain_units_reads_no_table_as_a_whole(crowded: Database) -> None:
+    holders = [Holder(f"i{number}", "w", 0) for number in (2, 4, 6)]
+    request = WaitRequest(WaitKind.TIMER, "", seconds=0.0)
+    units: list[Unit] = [
+        Step(holders[0], StepKey("act:1", "", 1), 1, EventType.ACTIVITY_COMPLETED, "{}"),
+        Take(holders[1], StepKey("sleep:1", "", 1), 1, "sleep", "i4", request, is_asked_again=True),
+        End(holders[2], Status.COMPLETED, "1", had_waits=True, had_retries=True),
+        Start(NewInstance("new", "wf", "tests", "{}", "hash", lock_timeout_seconds=60)),
+    ]
+    found = plans(crowded, lambda conn: write_at_once(conn, units))
+    assert any("edda_waits" in line for line in found)
+    assert [line for line in found if reads_everything(line)] == []
 
 
 def test_looking_for_mail_of_held_instances_reads_no_table_as_a_whole(crowded: Database) -> None:
