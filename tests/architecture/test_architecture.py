@@ -96,7 +96,8 @@ def test_only_the_database_makes_connections_that_commit_by_themselves() -> None
 def test_only_what_looks_notifies_or_writes_all_with_one_statement_uses_connections_that_commit_by_themselves() -> None:
     who = {shown(path) for path in SOURCES if ".autocommitting()" in path.read_text()}
     assert who == {
-        f"edda_engine/runtime/{name}.py" for name in ("claimer", "committer", "liveness", "notifier", "service", "wakeups")
+        f"edda_engine/runtime/{name}.py"
+        for name in ("claimer", "committer", "liveness", "notifier", "service", "wakeups")
     }
 
 
