@@ -204,7 +204,7 @@ class Client:
         _refuse_impossible(instance_id)
 
         def look(conn: Connection) -> list[HistoryEvent]:
-            if instances.outcome(conn, instance_id) is None:
+            if not instances.is_known(conn, instance_id):
                 raise InstanceNotFoundError(instance_id)
             return history.timeline(conn, instance_id)
 
@@ -327,7 +327,7 @@ def send_with(conn: Connection, message: OutgoingMessage) -> None:
 
     :raises InstanceNotFoundError: it is for an instance that does not exist.
     """
-    if message.addressee is not None and instances.outcome(conn, message.addressee) is None:
+    if message.addressee is not None and not instances.is_known(conn, message.addressee):
         raise InstanceNotFoundError(message.addressee)
     insert_messages(conn, [message])
 

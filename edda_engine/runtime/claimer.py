@@ -123,7 +123,7 @@ class Claimer:
         self._set_alarm(seen)
 
     def has_room(self) -> None:
-        """A run has ended: go on claiming if that was what it waited for."""
+        """A place is free again, perhaps: go on claiming if that was what it waited for."""
         if self._is_full:
             self._woken.set()
 
@@ -139,13 +139,17 @@ class Claimer:
             while True:
                 self._woken.clear()
                 is_from_here, self._is_woken_from_here = self._is_woken_from_here, False
-                room = max(0, min(BATCH, self._max_running - len(executor.held)))
-                self._is_full = room == 0
-                if self._is_full and is_from_here:
-                    self._notify(self._service_name)
-                if self._may_search() and await self._claim(executor, room, is_told=is_told):
-                    continue
-                is_told = await self._rest()
+                # Kept until what is claimed is held: starts that begin here meanwhile must not take the same places.
+                kept = executor.promises.give(BATCH, room=self._max_running - len(executor.held))
+                try:
+                    self._is_full = kept == 0
+                    if self._is_full and is_from_here:
+                        self._notify(self._service_name)
+                    may_be_more = self._may_search() and await self._claim(executor, kept, is_told=is_told)
+                finally:
+                    executor.promises.end(kept)
+                if not may_be_more:
+                    is_told = await self._rest()
         finally:
             self._alarm.cancel()
 

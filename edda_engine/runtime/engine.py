@@ -202,7 +202,7 @@ class Engine:
         is_due = not new.delay_seconds and new.start_at is None
         is_ours = new.service == self._settings.service_name and workflows.get(new.workflow_name) is not None
         room = self._settings.max_running - len(self.executor.held)
-        begins_here = is_due and is_ours and self.is_claiming and self.executor.promises.give(room=room)
+        begins_here = is_due and is_ours and self.is_claiming and self.executor.promises.give(room=room) == 1
         written: Future[Started] = Future()
         self.committer.put(
             Start(new, self.worker_id if begins_here else None),
@@ -211,8 +211,6 @@ class Engine:
         return written
 
     def _was_started(self, written: Future[Started], outcome: Any, *, begins_here: bool) -> None:
-        if begins_here:
-            self.executor.promises.end()
         match outcome:
             case Started(lease=Lease() as lease):
                 self.executor.take(lease, Past())
@@ -225,6 +223,9 @@ class Engine:
             case _:
                 self._claimer.doubt()  # it may have been written all the same, and be claimed by this worker
                 written.set_exception(outcome)
+        if begins_here:
+            self.executor.promises.end()
+            self._claimer.has_room()
 
     def notify_others(self, service: str) -> None:
         """Let the workers of *service* in other processes look for work, or of all if it is empty; from any thread."""

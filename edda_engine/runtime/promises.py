@@ -1,4 +1,4 @@
-"""Places kept for instances that are being started here: they count like runs until they are one."""
+"""Places kept for instances that are being started or claimed here: they count like runs until they are one."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ class Promises:
         self._is_closed = False
         self.count = 0
 
-    def give(self, *, room: int) -> bool:
-        """Keep a place if fewer than *room* are kept already."""
+    def give(self, most: int = 1, *, room: int) -> int:
+        """Keep up to *most* places, as far as not all of *room* are kept already; returns how many."""
         with self._lock:
-            if self._is_closed or self.count >= room:
-                return False
-            self.count += 1
-            return True
+            given = 0 if self._is_closed else max(0, min(most, room - self.count))
+            self.count += given
+            return given
 
-    def end(self) -> None:
-        """A place is taken, or not needed."""
+    def end(self, number: int = 1) -> None:
+        """Places are taken, or not needed."""
         with self._lock:
-            self.count -= 1
+            self.count -= number
 
     async def kept(self, deadline: float) -> None:
         """Return when no place is kept any more, or at *deadline* by the loop's clock."""

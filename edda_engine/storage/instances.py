@@ -309,8 +309,19 @@ def find(conn: Connection, instance_id: str) -> RowMapping | None:
 
 def outcome(conn: Connection, instance_id: str) -> RowMapping | None:
     """What ``result()`` needs of an instance, or ``None`` if there is no such instance."""
-    columns = (_C.workflow_name, _C.status, _C.output, _C.error, _C.cancel_reason)
-    return conn.execute(select(*columns).where(_C.instance_id == instance_id)).mappings().first()
+    return conn.execute(_OUTCOME, {"id": instance_id}).mappings().first()
+
+
+_IS_IT = _C.instance_id == bindparam("id")
+_OUTCOME = select(_C.workflow_name, _C.status, _C.output, _C.error, _C.cancel_reason).where(_IS_IT)
+
+
+def is_known(conn: Connection, instance_id: str) -> bool:
+    """Whether there is such an instance."""
+    return conn.execute(_KNOWN, {"id": instance_id}).first() is not None
+
+
+_KNOWN = select(_C.instance_id).where(_IS_IT)
 
 
 def listed(

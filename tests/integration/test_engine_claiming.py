@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -47,6 +48,31 @@ def test_a_higher_priority_is_claimed_first_then_the_longest_waiting(database_ur
 
     asyncio.run(main())
     assert order == ["high", "high too", "first", "second", "low"]
+
+
+def test_what_begins_at_its_start_does_not_take_the_place_that_a_claim_under_way_may_fill(database_url: str) -> None:
+    claiming, is_started = threading.Event(), threading.Event()
+
+    def hold_the_claim(point: str) -> None:
+        if point == "claim.before_commit" and not is_started.is_set():
+            claiming.set()
+            assert is_started.wait(20)
+
+    @workflow
+    async def told(ctx: WorkflowContext) -> str:
+        return "done"
+
+    async def main() -> None:
+        async with edda(database_url, max_running=1, probe=hold_the_claim) as app:
+            await app.publish("news", 1)  # something to look for, on SQLite too
+            assert await asyncio.to_thread(claiming.wait, 20)
+            starting = asyncio.create_task(told.start())
+            if not Tables(database_url).is_sqlite:  # where the claim has the one lock to write
+                assert Tables(database_url).instance(await starting)["locked_by"] is None
+            is_started.set()
+            assert await app.result(await starting, timeout=20) == "done"
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("max_running", [1, 3])

@@ -167,6 +167,7 @@ class LeaseMachine(RuleBasedStateMachine):
             "claimer",
             lambda conn: instances.claim_due(conn, worker_id=worker_id, service=SERVICE, names=[FLOW], limit=limit),
         )
+        found.sort(key=lambda lease: lease.instance_id)  # the database's order is not always the same
         can = [run for run in self.leases.untouched_by("claimer") if run.is_due and run.is_free_for("claimer")]
         claimed = [self.runs[lease.instance_id] for lease in found]
         first = sorted((run.name for run in can), reverse=True)[:limit]
