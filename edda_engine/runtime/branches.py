@@ -96,7 +96,7 @@ def begin_line(tasks: set[asyncio.Task[Any]], unawaited: Unawaited) -> None:
 
 
 def current_line() -> Line:
-    """The line of the calling task."""
+    """The line of the task that makes a call now."""
     line = _line.get()
     assert line is not None
     task = asyncio.current_task()
@@ -109,9 +109,20 @@ def current_line() -> Line:
     return line
 
 
+def line_here() -> Line:
+    """The line that this code belongs to, whichever task carries it out; unlike a call it never begins a branch.
+
+    A call may be handed to a task, by ``create_task()`` or ``wait_for()``. That is carried out live, and not on replay:
+    nothing may be numbered by it.
+    """
+    line = _line.get()
+    assert line is not None
+    return line
+
+
 async def no_further() -> None:
     """Wait until the task that makes this call is given up, or say so if it is being given up already."""
-    task, past = asyncio.current_task(), current_line().past
+    task, past = asyncio.current_task(), line_here().past
     if past is not None:
         past.has_ended = True
         if task is not None and task.cancelling():

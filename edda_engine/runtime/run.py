@@ -29,7 +29,7 @@ from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, R
 from edda_engine.hooks import HooksBase
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.body import Body
-from edda_engine.runtime.branches import begin_line, current_line, guarded, no_further
+from edda_engine.runtime.branches import begin_line, current_line, guarded, line_here, no_further
 from edda_engine.runtime.greenlets import hand_out
 from edda_engine.runtime.idling import when_idle
 from edda_engine.runtime.owner import Owner
@@ -313,7 +313,7 @@ class Run:
     async def _race(self, key: StepKey, work: Callable[[StepKey], Coroutine[Any, Any, Any]]) -> Any:
         self._unawaited.begun(key.activity_id)
         self.refuse_if_sealed()
-        if self.owner.is_draining or current_line().past is not None:
+        if self.owner.is_draining or line_here().past is not None:
             await no_further()
         value = await work(key)
         self.refuse_if_sealed()
@@ -327,7 +327,7 @@ class Run:
     ) -> Any:
         self._unawaited.begun(key.activity_id)
         self.refuse_if_sealed()
-        if self.owner.is_draining or current_line().past is not None:
+        if self.owner.is_draining or line_here().past is not None:
             await no_further()  # nothing new is begun; the instance, if anything, goes on elsewhere
         try:
             await self.until_held()

@@ -21,7 +21,7 @@ from edda_engine.core.ports import OutgoingMessage, SubscriptionChange, WaitKind
 from edda_engine.core.replay import Replay
 from edda_engine.core.status import Status
 from edda_engine.errors import Cancelled, LeaseLostError, UsageError
-from edda_engine.runtime.branches import Line, PastOnly, current_line
+from edda_engine.runtime.branches import Line, PastOnly, current_line, line_here
 from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet
 from edda_engine.storage.units import (
     AlreadyRecorded,
@@ -125,7 +125,7 @@ class Talking:
             if recorded.event_type == EventType.ACTIVITY_FAILED:
                 raise decode_error(recorded.event_data["error"])
             if "taken" in recorded.event_data:
-                current_line().last_taken = StepKey(recorded.activity_id, recorded.branch, recorded.position)
+                line_here().last_taken = StepKey(recorded.activity_id, recorded.branch, recorded.position)
             return decode(recorded)
 
         async def work(key: StepKey) -> Any:

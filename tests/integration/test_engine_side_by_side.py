@@ -206,6 +206,56 @@ def test_errors_can_be_gathered_beside_values(database_url: str) -> None:
     assert asyncio.run(main()) == [["EventTimeoutError", "ChannelMessage"]] * 2
 
 
+# Calls in tasks of their own.
+
+
+@pytest.mark.parametrize("way", ["wait_for", "task", "shield", "gather", "task group"])
+@pytest.mark.parametrize("max_parked", [0, 1000])
+def test_a_call_that_a_task_carries_out_numbers_no_branch(database_url: str, way: str, max_parked: int) -> None:
+    done: list[int] = []
+
+    @activity
+    def do(ctx: WorkflowContext, number: int) -> int:
+        done.append(number)
+        return number
+
+    async def first(ctx: WorkflowContext) -> Any:
+        if way == "wait_for":
+            return await asyncio.wait_for(do(ctx, 1), 30)
+        if way == "task":
+            return await asyncio.create_task(do(ctx, 1))
+        if way == "shield":
+            return await asyncio.shield(do(ctx, 1))
+        if way == "gather":
+            return (await asyncio.gather(do(ctx, 1)))[0]
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(do(ctx, 1))
+        return task.result()
+
+    async def branch(ctx: WorkflowContext) -> list[int]:
+        before = await do(ctx, 2)
+        await wait_event(ctx, "go on")
+        return [before, await do(ctx, 3)]
+
+    @workflow
+    async def flow(ctx: WorkflowContext) -> Any:
+        return [await first(ctx), *await asyncio.create_task(branch(ctx))]
+
+    tables = Tables(database_url)
+
+    async def main() -> Any:
+        async with edda(database_url, max_parked=max_parked) as app:
+            instance_id = await app.start(flow)
+            await asleep(tables, instance_id)
+        async with edda(database_url, max_parked=max_parked) as app:
+            await app.send_event("go on", "test", None, instance_id=instance_id)
+            return await app.result(instance_id, timeout=20)
+
+    assert asyncio.run(main()) == [1, 2, 3]
+    assert done == [1, 2, 3], "an activity was done again on replay"
+    assert {row["branch"] for row in tables.rows("SELECT branch FROM edda_history")} == {"", "1"}
+
+
 # Timeouts of asyncio around waits.
 
 
