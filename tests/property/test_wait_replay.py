@@ -19,7 +19,7 @@ from tests.integration.talks import make_due
 
 Shape = list[Any]
 
-leaves = st.sampled_from(["sleep", "nap", "receive", "receive", "send", "act", "never"])
+leaves = st.sampled_from(["sleep", "nap", "receive", "receive", "send", "act", "task", "never"])
 shapes = st.recursive(
     st.lists(leaves, min_size=1, max_size=4),
     lambda inner: st.lists(
@@ -63,6 +63,8 @@ async def done(ctx: WorkflowContext, part: str) -> Any:
             await send_to(ctx, "sink", "sent")
         case "act":
             return await replay_act(ctx)
+        case "task":
+            return await asyncio.create_task(replay_act(ctx))
         case "never":
             try:
                 await wait_event(ctx, "replay.never", timeout_seconds=0)
