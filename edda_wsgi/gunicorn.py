@@ -31,6 +31,7 @@ _BEAT_SECONDS = 0.25
 def post_worker_init(worker: Any) -> None:
     """The worker has loaded the application: start its engine, without waiting for a request."""
     lifecycle.start_all()
+    lifecycle.keep_what_is_loaded()
     worker.edda_leaves_at = None
     # gunicorn closes its own before it calls worker_exit().
     worker.edda_sign_of_life = os.dup(worker.tmp.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  registers its own end of process first
+import gc
 import os
 import threading
 
@@ -56,6 +57,15 @@ def start_all() -> None:
             application.start_engine()
 
 
+def keep_what_is_loaded() -> None:
+    """Spare the garbage collector what the application consists of: in a process that only works it stays to the end.
+
+    Otherwise every full collection looks at all of it again, and work for many instances makes many.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def stop_claiming() -> None:
     """Take no more work into this process; for the handler of a signal that will let it end."""
     for application in list(everywhere):
@@ -73,12 +83,15 @@ def stop_all(at_most_seconds: float) -> None:
 def run_until_signalled(application: Application, *, ends_process: bool = False) -> bool:
     """Run workflows in this process until SIGTERM or SIGINT, then drain. Ctrl-C while it drains stops at once.
 
-    :param ends_process: Nothing of importance follows, so no later signal may turn success into a failure.
+    :param ends_process: The process is there for nothing else: what is loaded stays, and no later signal may turn success
+        into a failure.
     :returns: False if a body blocks the event loop, so that nothing could be handed over.
     """
     # What was under way goes on elsewhere.
     with StopSignals(hurry=lambda: os._exit(1)) as signals:
         starting = application.start_engine()
+        if ends_process:
+            keep_what_is_loaded()
         while not signals.wait(_LOOK_SECONDS) and not has_lost_its_supervisor():
             if starting.done() and (error := starting.exception()) is not None:
                 raise error

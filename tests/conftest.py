@@ -26,8 +26,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three times as many as there are cores: most of the time a test waits for another process, or for a clock."""
-    return min(16, 3 * (os.cpu_count() or 1))
+    """Twice as many as there are cores: most of the time a test waits for another process, or for a clock."""
+    return min(16, 2 * (os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.integration.flask_apps import run_python
 
 WORKER = """
-import json, os, signal, tempfile, types
+import gc, json, os, signal, tempfile, types
 from flask import Flask
 from edda_wsgi import EddaFlask, gunicorn
 from tests.support import eventually
@@ -24,7 +24,7 @@ worker = types.SimpleNamespace(tmp=tempfile.TemporaryFile(), cfg=types.SimpleNam
 gunicorn.post_worker_init(worker)
 application.start_engine().result(30)
 os.utime(worker.edda_sign_of_life, (0, 0))
-facts = {"claims": [application._engine.is_claiming]}
+facts = {"claims": [application._engine.is_claiming], "keeps_what_is_loaded": gc.get_freeze_count() > 10_000}
 signal.raise_signal(signal.SIGTERM)
 eventually(lambda: not application._engine.is_claiming)
 facts["claims"].append(application._engine.is_claiming)
@@ -39,4 +39,10 @@ print(json.dumps(facts | {"heard": heard, "runs_again": application.is_running})
 def test_a_worker_takes_no_more_work_from_sigterm_on_and_no_late_request_begins_anew(tmp_path: Path) -> None:
     facts = json.loads(run_python(WORKER, folder=tmp_path, PYTHONPATH=str(Path(__file__).parents[2])))
 
-    assert facts == {"claims": [True, False], "heard": [15], "gave_a_sign": True, "runs_again": False}
+    assert facts == {
+        "claims": [True, False],
+        "keeps_what_is_loaded": True,
+        "heard": [15],
+        "gave_a_sign": True,
+        "runs_again": False,
+    }
