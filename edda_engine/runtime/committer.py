@@ -55,6 +55,8 @@ class Committer:
         """So many units are not answered yet."""
         self._is_over = False
         self._counting = threading.Lock()
+        self._refused: Exception | None = None
+        self._has_wondered = False
         self.transactions = 0
         self.units = 0
 
@@ -102,7 +104,9 @@ class Committer:
         while True:
             batch, last = self._next_batch()
             if batch and (left := self._write_at_once(batch)):
-                self._answer(*self._put_busy_back(left, self._write(left)))
+                outcomes = self._write(left)
+                self._wonder_at(outcomes)
+                self._answer(*self._put_busy_back(left, outcomes))
             if last:
                 with self._counting:
                     self._is_over = True
@@ -174,7 +178,7 @@ class Committer:
                 outcomes = write_at_once(conn, units)
             self._probe("batch.after_commit")
         except Exception as error:  # not the database's only, as below
-            _log.debug("A batch could not be written at once: %r", error)
+            self._refused = error if not may_be_repeated(error) else None
             return batch
         self.transactions += 1
         found = list(zip(batch, outcomes, strict=True))
@@ -182,6 +186,17 @@ class Committer:
         self.units += len(written)
         self._answer([job for job, _ in written], [outcome for _, outcome in written])
         return [job for job, outcome in found if outcome is None]
+
+    def _wonder_at(self, outcomes: Sequence[BatchOutcome | BaseException]) -> None:
+        """Say once that one statement is refused and several are not: everything costs more than it should."""
+        refused, self._refused = self._refused, None
+        if refused is None or self._has_wondered or any(isinstance(outcome, BaseException) for outcome in outcomes):
+            return
+        self._has_wondered = True
+        _log.warning(
+            "The database refuses to write a batch of steps by one statement, and takes it by several, which is slower: %s",
+            _first_line(refused),
+        )
 
     def _write(self, batch: list[_Job]) -> list[BatchOutcome | BaseException]:
         units = [job.unit for job in batch]

@@ -211,21 +211,23 @@ class Engine:
         return written
 
     def _was_started(self, written: Future[Started], outcome: Any, *, begins_here: bool) -> None:
-        match outcome:
-            case Started(lease=Lease() as lease):
-                self.executor.take(lease, Past())
-                written.set_result(outcome)
-            case Started():
-                self._claimer.wake()
-                written.set_result(outcome)
-            case Refused(error=error):
-                written.set_exception(error)
-            case _:
-                self._claimer.doubt()  # it may have been written all the same, and be claimed by this worker
-                written.set_exception(outcome)
-        if begins_here:
-            self.executor.promises.end()
-            self._claimer.has_room()
+        try:
+            match outcome:
+                case Started(lease=Lease() as lease):
+                    self.executor.take(lease, Past())
+                    written.set_result(outcome)
+                case Started():
+                    self._claimer.wake()
+                    written.set_result(outcome)
+                case Refused(error=error):
+                    written.set_exception(error)
+                case _:
+                    self._claimer.doubt()  # it may have been written all the same, and be claimed by this worker
+                    written.set_exception(outcome)
+        finally:
+            if begins_here:
+                self.executor.promises.end()
+                self._claimer.has_room()
 
     def notify_others(self, service: str) -> None:
         """Let the workers of *service* in other processes look for work, or of all if it is empty; from any thread."""

@@ -92,20 +92,22 @@ def write_at_once(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome 
     only_steps = len(steps) == len(units)
     if not only_steps:
         given |= {"timers": _as_rows(timers.values()), "ends": as_rows([_end(end) for end in ends])}
+        given |= {"leaving": [end.holder.instance_id for end in ends if end.had_waits or end.had_retries]}
         given |= {"starts": starts.as_parameter(new, conn.dialect)}
     statement = _STEPS if only_steps else _ALL
-    written = {(row[0], row[1], row[2]): row for row in conn.execute(statement, given).all()}
+    written = {tuple(row[:4]): row for row in conn.execute(statement, given).all()}
     return [_outcome(unit, written.pop(_key(unit), None)) for unit in units]  # of two that are the same, one
 
 
-def _key(unit: Unit) -> tuple[str, str, str]:
+def _key(unit: Unit) -> tuple[str, str, str, int]:
+    """How a row says that this was written: under this lease, and not under another that the worker had before."""
     match unit:
         case Step() | Take():
-            return _STEP, unit.holder.instance_id, unit.key.activity_id
+            return _STEP, unit.holder.instance_id, unit.key.activity_id, unit.holder.epoch
         case End():
-            return _ENDED, unit.holder.instance_id, ""
+            return _ENDED, unit.holder.instance_id, "", unit.holder.epoch
         case Start():
-            return _STARTED, unit.new.instance_id, ""
+            return _STARTED, unit.new.instance_id, "", _NO_EPOCH
         case _:
             raise AssertionError(unit)
 
@@ -122,6 +124,7 @@ def _outcome(unit: Unit, row: Any) -> BatchOutcome | None:
 
 _SAVED = Saved()
 _NO_STEP: ColumnElement[str] = literal_column("''")
+_NO_EPOCH = 0
 
 
 def _as_rows(steps: Collection[Step]) -> str:
@@ -162,7 +165,7 @@ def _statement(*, only_steps: bool) -> CompoundSelect[Any]:
         written,
         _written(_STEP, timers, timers.c.activity_id, held),
         _written(_ENDED, ended, _NO_STEP, held).add_cte(*_left_behind(ended)),
-        _row(_STARTED, started.c.instance_id, _NO_STEP, false(), started.c.started_at),
+        _row(_STARTED, started.c.instance_id, _NO_STEP, literal_column(str(_NO_EPOCH)), false(), started.c.started_at),
     )
 
 
@@ -200,21 +203,26 @@ def _ending(held: CTE) -> CTE:
 def _left_behind(ended: CTE) -> tuple[CTE, ...]:
     """A branch may have been waiting, for a time or for its next attempt, when the body ended."""
     return tuple(
-        delete(table).where(table.c.instance_id == ended.c.instance_id).cte(f"left_{table.name}")
+        delete(table)
+        .where(table.c.instance_id == ended.c.instance_id, is_one_of(_PG, table.c.instance_id, "leaving"))
+        .cte(f"left_{table.name}")
         for table in (waits, retries)
     )
 
 
 def _written(kind: str, written: CTE, activity_id: ColumnElement[str], held: CTE) -> Select[Any]:
     found = written.join(held, held.c.instance_id == written.c.instance_id)
-    return _row(kind, written.c.instance_id, activity_id, held.c.is_cancelled, null()).select_from(found)
+    return _row(kind, written.c.instance_id, activity_id, held.c.lock_epoch, held.c.is_cancelled, null()).select_from(
+        found
+    )
 
 
-def _row(kind: str, instance_id: Any, activity_id: Any, is_cancelled: Any, started_at: Any) -> Select[Any]:
+def _row(kind: str, instance_id: Any, activity_id: Any, epoch: Any, is_cancelled: Any, started_at: Any) -> Select[Any]:
     return select(
         literal_column(f"'{kind}'").label("kind"),
         instance_id.label("instance_id"),
         activity_id.label("activity_id"),
+        epoch.label("epoch"),
         is_cancelled.label("is_cancelled"),
         cast(started_at, _C.started_at.type).label("started_at"),
     )

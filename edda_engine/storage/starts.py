@@ -101,7 +101,7 @@ def insert_instances(
     return [
         as_started(new, claimed_by, inserted.pop(new.instance_id))
         if new.instance_id in inserted  # of two that are the same, one
-        else _known_start(conn, new)
+        else _known_start(conn, new, claimed_by)
         for new, claimed_by in starts
     ]
 
@@ -139,14 +139,18 @@ def as_started(new: NewInstance, claimed_by: str | None, started_at: datetime | 
     return Started(True, lease)
 
 
-def _known_start(conn: Connection, new: NewInstance) -> Started | InstanceConflictError:
-    known = conn.execute(select(_C.workflow_name, _C.input).where(_C.instance_id == new.instance_id)).first()
+def _known_start(conn: Connection, new: NewInstance, claimed_by: str | None) -> Started | InstanceConflictError:
+    columns = (_C.workflow_name, _C.input, _C.locked_by, _C.lock_epoch, _C.started_at)
+    known = conn.execute(select(*columns).where(_C.instance_id == new.instance_id)).first()
     if known is not None and (known.workflow_name != new.workflow_name or parse(known.input) != parse(new.input_json)):
         return InstanceConflictError(
             new.instance_id,
             recorded=f"{known.workflow_name}({_short(known.input)})",
             requested=f"{new.workflow_name}({_short(new.input_json)})",
         )
+    if known is not None and claimed_by is not None and (known.locked_by, known.lock_epoch) == (claimed_by, 1):
+        # This very start: only the answer to its commit was lost. Its worker must know what it holds.
+        return as_started(new, claimed_by, known.started_at)
     return Started(False)
 
 

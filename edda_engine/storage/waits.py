@@ -51,6 +51,11 @@ class Ask:
         """Which wait of which instance."""
         return self.instance_id, self.activity_id
 
+    @property
+    def channel(self) -> str:
+        """The channel it waits for, if it does."""
+        return self.request.name if self.request.kind is WaitKind.MESSAGE else ""
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -95,7 +100,7 @@ class Asked:
 
 def look(conn: Connection, asks: Sequence[Ask]) -> dict[tuple[str, str], Asked]:
     """How several waits stand, all of instances whose rows are locked; by their keys."""
-    rows = as_texts(_ASKED, [(ask.instance_id, ask.activity_id, ask.mailbox, ask.request.name) for ask in asks])
+    rows = as_texts(_ASKED, [(*ask.key, ask.mailbox, ask.channel) for ask in asks])
     return {
         (row[0], row[1]): Asked(
             is_recorded=bool(row[2]),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import psycopg
 from sqlalchemy import make_url
 
+from edda_engine import EddaApp, WorkflowContext, workflow
 from tests.faults.ledger import Ledger
 from tests.faults.processes import Shop, wait_for
+from tests.faults.wire import Wire
 
 SOON = {"recovery_interval_seconds": 0.2, "poll_interval_seconds": 0.2}
 
@@ -67,3 +71,21 @@ def test_two_workers_who_lose_their_signs_of_life_at_once_do_nothing_twice(
     wait_for(workers[1], lambda: ledger.have_completed(["held-1", "held-2"]))
     ledger.assert_exactly_once(["held-1", "held-2"])
     wait_for(workers[0], lambda: ledger.live_pids() == {worker.pid for worker in workers}, timeout=40)
+
+
+def test_a_start_whose_answer_is_lost_is_run_at_once_by_the_worker_that_holds_it(postgres_url: str) -> None:
+    @workflow
+    async def told(ctx: WorkflowContext, number: int) -> int:
+        return number
+
+    async def main() -> list[int]:
+        async with EddaApp("tests", postgres_url, poll_interval_seconds=0.1) as app:
+            found = []
+            for number in range(5):
+                wire.lose_next()
+                found.append(await app.result(await app.start(told, number), timeout=20))
+            return found
+
+    with Wire(postgres_url) as wire:
+        assert asyncio.run(main()) == [0, 1, 2, 3, 4]
+    assert wire.lost == 5

@@ -222,3 +222,28 @@ def test_hooks_are_told_what_happened_and_change_nothing_when_they_raise(
         ("on_workflow_complete", "mixed"),
     ]
     assert ("nothing is changed by that" in caplog.text) is raises
+
+
+def test_a_database_that_takes_steps_but_not_by_one_statement_is_wondered_at_once(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @activity
+    def count(ctx: WorkflowContext, number: int) -> int:
+        return number
+
+    @workflow
+    async def counts(ctx: WorkflowContext) -> int:
+        return await count(ctx, 1) + await count(ctx, 2)
+
+    async def main() -> list[int]:
+        async with edda(postgres_url) as app:
+            # PostgreSQL does not let a WITH change what has such a rule.
+            rule = "CREATE RULE also AS ON DELETE TO edda_retries DO ALSO DELETE FROM edda_waits WHERE false"
+            Tables(postgres_url).execute(rule)
+            return [await app.result(await app.start(counts), timeout=20) for _ in range(3)]
+
+    assert asyncio.run(main()) == [3, 3, 3]
+    assert [record.message for record in caplog.records if "one statement" in record.message] == [
+        "The database refuses to write a batch of steps by one statement, and takes it by several, which is slower:"
+        " (psycopg.errors.FeatureNotSupported) DO ALSO rules are not supported for data-modifying statements in WITH"
+    ]

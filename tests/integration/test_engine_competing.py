@@ -346,3 +346,24 @@ def test_a_job_that_came_while_no_worker_of_the_receivers_service_was_there_is_h
                 return await app.result(instance_id, timeout=20)
 
     assert asyncio.run(main()) == 1
+
+
+def test_who_waits_for_an_event_of_a_queues_name_takes_nothing_from_the_queue(database_url: str) -> None:
+    @workflow
+    async def waits(ctx: WorkflowContext) -> Any:
+        await subscribe(ctx, "jobs", "competing")
+        return (await wait_event(ctx, "jobs")).data
+
+    tables = Tables(database_url)
+
+    async def main() -> Any:
+        async with edda(database_url) as app:
+            instance_id = await app.start(waits)
+            await asleep(tables, instance_id)
+            registered = [bool(row["is_competing"]) for row in tables.rows("SELECT is_competing FROM edda_waits")]
+            await app.publish("jobs", "a job")
+            await app.send_event("jobs", "test", "an event", instance_id=instance_id)
+            return registered, await app.result(instance_id, timeout=20)
+
+    assert asyncio.run(main()) == ([False], "an event")
+    assert queued(tables) == [""]

@@ -135,6 +135,22 @@ def test_it_leaves_what_is_recorded_already_what_is_lost_and_what_is_locked(data
     assert tables.rows("SELECT status FROM edda_instances WHERE instance_id = 'b'")[0]["status"] == "running"
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_is_late_is_not_told_that_its_workers_new_lease_has_written_it(
+    database: Database, tables: Tables, is_first: bool
+) -> None:
+    a, b = held(database, "a", "b")
+    run(database, lambda conn: instances.release_worker(conn, "w"))
+    new_a, new_b = held(database)
+    late: list[Unit] = [step(a), End(b, Status.COMPLETED, '"late"')]
+    ours: list[Unit] = [step(new_a), End(new_b, Status.COMPLETED, '"ours"')]
+
+    found = at_once(database, *(late + ours if is_first else ours + late))
+
+    assert found == ([None, None, Saved(), Saved()] if is_first else [Saved(), Saved(), None, None])
+    assert tables.value("SELECT CAST(output AS TEXT) FROM edda_instances WHERE instance_id = 'b'") == '"ours"'
+
+
 def test_only_what_touches_nothing_else_is_plain() -> None:
     holder = Holder("a", "w", 1)
     sent = OutboxEvent("event-1", "t", "s", "application/json", "{}")

@@ -136,11 +136,21 @@ def test_the_outcome_says_that_the_instance_was_asked_to_stop(database: Database
 
 def test_of_two_starts_of_one_id_in_a_batch_one_is_new_and_another_input_is_a_conflict(database: Database) -> None:
     same, other = (NewInstance("a", "wf", "tests", input_json, "hash", 60.0) for input_json in ("{}", '{"n":1}'))
-    first, again, conflict = commit(database, Start(same, "worker"), Start(same, "worker"), Start(other))
+    first, again, conflict = commit(database, Start(same, "worker"), Start(same), Start(other))
     assert isinstance(first, Started)
     assert first.lease is not None
     assert again == Started(False)
     assert isinstance(conflict, Refused)
+
+
+def test_a_start_whose_answer_was_lost_tells_its_worker_again_what_it_holds(database: Database) -> None:
+    new = NewInstance("a", "wf", "tests", "{}", "hash", 60.0)
+    (first,) = commit(database, Start(new, "worker"))
+
+    assert commit(database, Start(new, "worker"), Start(new, "another")) == [first, Started(False)]
+    run(database, lambda conn: instances.release_worker(conn, "worker"))
+    started(database, worker_id="worker")
+    assert commit(database, Start(new, "worker")) == [Started(False)], "it is held by a later claim"
 
 
 def test_an_attempt_is_kept_until_its_step_is_recorded(database: Database) -> None:
