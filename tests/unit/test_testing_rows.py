@@ -56,6 +56,24 @@ def test_columns_whose_values_differ_between_two_runs_are_volatile_and_others_ar
     assert volatile_columns(first, second) == {"payment.amount"}
 
 
+def test_a_reference_whose_row_was_numbered_otherwise_is_not_volatile() -> None:
+    first = parcels(("1", "Ada"), ("2", "Bo"), lines=[("1", "1", "tea")])
+    assert volatile_columns(first, parcels(("1", "Bo"), ("2", "Ada"), lines=[("1", "2", "tea")])) == set()
+
+
+def test_a_reference_to_another_row_each_time_is_volatile() -> None:
+    first = parcels(("1", "Ada"), ("2", "Bo"), lines=[("1", "1", "tea")])
+    assert volatile_columns(first, parcels(("1", "Ada"), ("2", "Bo"), lines=[("1", "2", "tea")])) == {"line.parcel_id"}
+
+
+def test_a_reference_to_a_row_that_is_another_only_in_a_volatile_column_is_not_volatile() -> None:
+    first = parcels(("1", "at nine"), lines=[("1", "1", "tea")])
+    assert volatile_columns(first, parcels(("2", "at ten"), lines=[("1", "2", "tea")])) == {
+        "parcel.id",
+        "parcel.address",
+    }
+
+
 def test_a_table_with_more_rows_in_one_run_has_no_volatile_columns() -> None:
     assert volatile_columns(payments(("a", "1")), payments(("a", "1"), ("b", "2"))) == set()
 
