@@ -275,8 +275,8 @@ def test_every_module_can_be_imported() -> None:
 # The schema.
 
 
-def test_migrations_make_exactly_what_the_metadata_says(database_url: str) -> None:
-    database = Database.from_url(database_url)
+def test_migrations_make_exactly_what_the_metadata_says(bare_database_url: str) -> None:
+    database = Database.from_url(bare_database_url)
     assert migrate.upgrade(database) is True
 
     def only_ours(_object: Any, name: str | None, kind: str, _reflected: bool, _compare_to: Any) -> bool:
@@ -296,9 +296,9 @@ def test_migrations_make_exactly_what_the_metadata_says(database_url: str) -> No
     assert (revision, again, problem) == (migrate.HEAD, False, None)
 
 
-def test_migrations_make_the_same_constraints_and_defaults_as_the_metadata(database_url: str) -> None:
+def test_migrations_make_the_same_constraints_and_defaults_as_the_metadata(bare_database_url: str) -> None:
     """What Alembic's comparison does not look at: CHECKs, defaults, NOT NULLs, the predicates of partial indexes."""
-    database = Database.from_url(database_url)
+    database = Database.from_url(bare_database_url)
     migrate.upgrade(database)
     migrated = described(database)
     with database.write() as conn:

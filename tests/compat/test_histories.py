@@ -45,9 +45,9 @@ def module(recording: dict[str, Any]) -> ModuleType:
     return found
 
 
-def restore(database_url: str, recording: dict[str, Any], *, steps: int) -> None:
+def restore(bare_database_url: str, recording: dict[str, Any], *, steps: int) -> None:
     """Tables as the release made them, and in them the instance with its first *steps* steps, due now."""
-    database = Database.from_url(database_url)
+    database = Database.from_url(bare_database_url)
     now = "now()" if database.dialect == "postgresql" else "strftime('%Y-%m-%d %H:%M:%f', 'now')"
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__path__[0])).replace("%", "%%"))
@@ -76,11 +76,11 @@ def restore(database_url: str, recording: dict[str, Any], *, steps: int) -> None
     database.close()
 
 
-def finish(database_url: str, instance_id: str) -> tuple[Any, list[HistoryEvent]]:
+def finish(bare_database_url: str, instance_id: str) -> tuple[Any, list[HistoryEvent]]:
     """The result and the history, once this release has brought the instance to its end."""
 
     async def main() -> tuple[Any, list[HistoryEvent]]:
-        async with EddaApp(service_name="compat", db_url=database_url) as app:
+        async with EddaApp(service_name="compat", db_url=bare_database_url) as app:
             return await app.result(instance_id, timeout=20), await app.history(instance_id)
 
     return asyncio.run(main())
@@ -99,10 +99,10 @@ def test_a_recording_holds_what_it_is_meant_to_prove(recording: dict[str, Any]) 
 
 
 def test_a_whole_recorded_history_replays_to_the_recorded_result_and_runs_nothing(
-    recording: dict[str, Any], module: ModuleType, database_url: str
+    recording: dict[str, Any], module: ModuleType, bare_database_url: str
 ) -> None:
-    restore(database_url, recording, steps=len(recording["steps"]))
-    result, history = finish(database_url, recording["instance"]["instance_id"])
+    restore(bare_database_url, recording, steps=len(recording["steps"]))
+    result, history = finish(bare_database_url, recording["instance"]["instance_id"])
     assert result == module.Receipt.model_validate_json(recording["instance"]["output"])
     assert module.attempts_made == []
     assert [event.activity_id for event in history] == [step["activity_id"] for step in recording["steps"]]
@@ -110,11 +110,11 @@ def test_a_whole_recorded_history_replays_to_the_recorded_result_and_runs_nothin
 
 @pytest.mark.parametrize("missing", [1, 4, 7])
 def test_a_recorded_history_that_was_cut_off_goes_on_where_it_stopped(
-    recording: dict[str, Any], module: ModuleType, sqlite_url: str, missing: int
+    recording: dict[str, Any], module: ModuleType, bare_sqlite_url: str, missing: int
 ) -> None:
     steps = recording["steps"]
-    restore(sqlite_url, recording, steps=len(steps) - missing)
-    result, history = finish(sqlite_url, recording["instance"]["instance_id"])
+    restore(bare_sqlite_url, recording, steps=len(steps) - missing)
+    result, history = finish(bare_sqlite_url, recording["instance"]["instance_id"])
     recorded = module.Receipt.model_validate_json(recording["instance"]["output"])
     assert result.model_copy(update={"at": recorded.at}) == recorded
     assert {(event.activity_id, event.event_type) for event in history} == {
@@ -124,10 +124,10 @@ def test_a_recorded_history_that_was_cut_off_goes_on_where_it_stopped(
 
 
 def test_what_a_person_reads_of_a_recorded_history_is_still_there(
-    recording: dict[str, Any], module: ModuleType, sqlite_url: str
+    recording: dict[str, Any], module: ModuleType, bare_sqlite_url: str
 ) -> None:
-    restore(sqlite_url, recording, steps=len(recording["steps"]))
-    _, history = finish(sqlite_url, recording["instance"]["instance_id"])
+    restore(bare_sqlite_url, recording, steps=len(recording["steps"]))
+    _, history = finish(bare_sqlite_url, recording["instance"]["instance_id"])
     retried = next(event for event in history if event.activity_id.endswith("flaky:1"))
     assert retried.event_data["result"] == 3
     assert retried.event_data["retry_metadata"]["total_attempts"] == 3

@@ -16,6 +16,18 @@ __all__ = ["ledger", "load", "postgres_ledger", "postgres_shop", "shop"]
 
 
 @pytest.fixture
+def sqlite_url(bare_sqlite_url: str) -> str:
+    """Without tables: here they are made by what a new user starts first."""
+    return bare_sqlite_url
+
+
+@pytest.fixture
+def postgres_url(bare_postgres_url: str) -> str:
+    """Without tables."""
+    return bare_postgres_url
+
+
+@pytest.fixture
 def sqlite_ledger(sqlite_url: str) -> Ledger:
     """For what has nothing to do with the kind of database: each process costs a second."""
     return Ledger(sqlite_url)

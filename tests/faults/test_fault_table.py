@@ -49,7 +49,7 @@ def with_tables(url: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sqlite_books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("template") / "store.db"
     with_tables(f"sqlite:///{file}")
     return file
@@ -78,11 +78,11 @@ def forks(tmp_path: Path) -> Iterator[Forks]:
 def books_for(request: pytest.FixtureRequest, story: str, database: str, tmp_path: Path) -> Books:
     """An empty database, with the tables if the story begins with them."""
     if not STORIES[story].has_tables:
-        books = Books(request.getfixturevalue("sqlite_url" if database == "sqlite" else "postgres_url"))
+        books = Books(request.getfixturevalue("bare_sqlite_url" if database == "sqlite" else "bare_postgres_url"))
         books.make_entries()
         return books
     if database == "sqlite":
-        file = shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "store.db")
+        file = shutil.copy(request.getfixturevalue("sqlite_books"), tmp_path / "store.db")
         return Books(f"sqlite:///{file}")
     books: Books = request.getfixturevalue("postgres_books")
     books.clear()

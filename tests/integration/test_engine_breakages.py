@@ -592,13 +592,13 @@ def test_without_listen_an_expired_lease_is_taken_up_by_another_worker(postgres_
 
 
 def test_a_worker_without_auto_migrate_says_what_to_do_and_works_after_the_upgrade(
-    database_url: str, caplog: pytest.LogCaptureFixture
+    bare_database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def life() -> bool:
-        app = edda(database_url, auto_migrate=False)
+        app = edda(bare_database_url, auto_migrate=False)
         starting = asyncio.create_task(app.initialize())
         await until(lambda: "No work is claimed until then" in caplog.text)
-        with storage(database_url):  # upgrades the tables
+        with storage(bare_database_url):  # upgrades the tables
             pass
         await starting
         try:

@@ -187,9 +187,9 @@ def test_a_request_that_holds_its_cancel_uncommitted_stalls_no_other_workflow(po
 
 
 def test_a_worker_without_auto_migrate_says_what_to_do_and_works_after_the_upgrade(
-    database_url: str, caplog: pytest.LogCaptureFixture
+    bare_database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_shop(database_url, auto_migrate=False) as shop:
+    with open_shop(bare_database_url, auto_migrate=False) as shop:
         starting = threading.Thread(target=shop.edda.start_worker)
         starting.start()
         eventually(lambda: "No work is claimed until then" in caplog.text)

@@ -29,6 +29,13 @@ def shop(database_url: str) -> Iterator[Shop]:
         yield opened
 
 
+@pytest.fixture
+def new_shop(bare_database_url: str) -> Iterator[Shop]:
+    """Without tables."""
+    with open_shop(bare_database_url) as opened:
+        yield opened
+
+
 def cli(shop: Shop, *arguments: str) -> Result:
     return shop.app.test_cli_runner().invoke(args=["edda", *arguments])
 
@@ -360,25 +367,25 @@ def test_retry_of_an_instance_that_needs_none_says_so_with_exit_status_1(shop: S
 # upgrade and check
 
 
-def test_upgrade_makes_the_tables_once(shop: Shop) -> None:
-    first, second = cli(shop, "upgrade"), cli(shop, "upgrade")
+def test_upgrade_makes_the_tables_once(new_shop: Shop) -> None:
+    first, second = cli(new_shop, "upgrade"), cli(new_shop, "upgrade")
 
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert first.stdout.startswith("Upgraded to revision ")
     assert second.stdout.startswith("Already at revision ")
-    with outside(shop.database_url) as engine:
+    with outside(new_shop.database_url) as engine:
         assert inspect(engine).has_table("edda_instances")
 
 
-def test_upgrade_as_json_says_whether_anything_changed(shop: Shop) -> None:
-    first, second = cli_json(shop, "upgrade"), cli_json(shop, "upgrade")
+def test_upgrade_as_json_says_whether_anything_changed(new_shop: Shop) -> None:
+    first, second = cli_json(new_shop, "upgrade"), cli_json(new_shop, "upgrade")
 
     assert (first["changed"], second["changed"]) == (True, False)
     assert first["revision"] == second["revision"]
 
 
-def test_upgrade_works_when_auto_migrate_is_off(database_url: str) -> None:
-    with open_shop(database_url, auto_migrate=False) as shop:
+def test_upgrade_works_when_auto_migrate_is_off(bare_database_url: str) -> None:
+    with open_shop(bare_database_url, auto_migrate=False) as shop:
         before = cli(shop, "list")
         cli(shop, "upgrade")
         after = cli(shop, "list")
@@ -474,8 +481,8 @@ def test_check_finds_a_module_that_raises_when_imported(
     assert "ZeroDivisionError" in done.stdout
 
 
-def test_check_finds_tables_that_are_not_there_when_auto_migrate_is_off(database_url: str) -> None:
-    with open_shop(database_url, auto_migrate=False) as shop:
+def test_check_finds_tables_that_are_not_there_when_auto_migrate_is_off(bare_database_url: str) -> None:
+    with open_shop(bare_database_url, auto_migrate=False) as shop:
         done = cli(shop, "check")
 
     assert done.exit_code == 1

@@ -15,13 +15,13 @@ from tests.integration.flask_apps import Base, Shop, open_shop
 
 
 @pytest.fixture
-def shop(database_url: str) -> Iterator[Shop]:
+def shop(bare_database_url: str) -> Iterator[Shop]:
     """With its own table and the edda_ tables."""
 
     @workflow
     async def nothing(ctx: WorkflowContext) -> None: ...
 
-    with open_shop(database_url) as opened:
+    with open_shop(bare_database_url) as opened:
         with opened.app.app_context():
             nothing.options(session=None).start()
         yield opened
@@ -56,7 +56,7 @@ def test_autogenerate_with_include_object_still_sees_the_application(shop: Shop)
 
 @pytest.mark.filterwarnings("ignore:'get_engine' is deprecated:DeprecationWarning")  # in the env.py of Flask-Migrate
 def test_flask_migrate_writes_a_migration_without_the_tables_of_edda(
-    database_url: str, tmp_path_factory: pytest.TempPathFactory
+    bare_database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from flask_migrate import Migrate, init, migrate
 
@@ -65,7 +65,7 @@ def test_flask_migrate_writes_a_migration_without_the_tables_of_edda(
     @workflow
     async def nothing(ctx: WorkflowContext) -> None: ...
 
-    with open_shop(database_url) as shop:
+    with open_shop(bare_database_url) as shop:
         Migrate(shop.app, shop.db, directory=str(folder), include_object=include_object)
         with shop.app.app_context():
             nothing.options(session=None).start()

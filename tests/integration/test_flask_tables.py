@@ -40,12 +40,12 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_tables_of_a_newer_version_fail_only_the_requests_that_need_them(
-    database_url: str, caplog: pytest.LogCaptureFixture
+    bare_database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with open_shop(database_url) as shop, shop.app.app_context():
+    with open_shop(bare_database_url) as shop, shop.app.app_context():
         declare_order().options(session=None).start(number=1)
         url = shop.engine.url.render_as_string(False)
-    Tables(database_url).execute("UPDATE edda_alembic_version SET version_num = '9999'")
+    Tables(bare_database_url).execute("UPDATE edda_alembic_version SET version_num = '9999'")
     app, edda = application(url)
     client = app.test_client()
 

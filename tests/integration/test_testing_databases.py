@@ -16,9 +16,9 @@ from edda_engine.testing.snapshots import snapshot_of
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(bare_database_url: str) -> Iterator[Database]:
     """With tables that refer to each other, one of them to itself."""
-    found = Database.from_url(database_url)
+    found = Database.from_url(bare_database_url)
     number = "INTEGER PRIMARY KEY" if found.is_sqlite else "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
     with found.write(service=False) as conn:
         conn.execute(text(f"CREATE TABLE zoo (id {number}, name VARCHAR(20) UNIQUE)"))
@@ -84,8 +84,8 @@ def test_references_and_generated_keys_are_recognized(database: Database) -> Non
     assert rows(database).rows["events for other services"][0][0] == "'zoo.opened'"
 
 
-def test_rows_of_a_partitioned_table_are_put_back_once(postgres_url: str) -> None:
-    database = Database.from_url(postgres_url)
+def test_rows_of_a_partitioned_table_are_put_back_once(bare_postgres_url: str) -> None:
+    database = Database.from_url(bare_postgres_url)
     with database.write(service=False) as conn:
         conn.execute(text("CREATE TABLE day (number INTEGER PRIMARY KEY) PARTITION BY RANGE (number)"))
         conn.execute(text("CREATE TABLE first_days PARTITION OF day FOR VALUES FROM (0) TO (9)"))
@@ -99,8 +99,8 @@ def test_rows_of_a_partitioned_table_are_put_back_once(postgres_url: str) -> Non
     database.close()
 
 
-def test_a_writer_that_does_not_end_is_told_of(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    database = Database.from_url(postgres_url)
+def test_a_writer_that_does_not_end_is_told_of(bare_postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database.from_url(bare_postgres_url)
     with database.write(service=False) as conn:
         conn.execute(text("CREATE TABLE zoo (id INTEGER PRIMARY KEY)"))
         conn.execute(text("INSERT INTO zoo VALUES (1)"))
@@ -136,8 +136,8 @@ def test_a_server_that_is_no_postgresql_is_refused() -> None:
         pass
 
 
-def test_sqlite_does_not_wait_for_the_disk_inside_the_block_only(sqlite_url: str) -> None:
-    engine = create_engine(sqlite_url)
+def test_sqlite_does_not_wait_for_the_disk_inside_the_block_only(bare_sqlite_url: str) -> None:
+    engine = create_engine(bare_sqlite_url)
 
     def waits() -> bool:
         with engine.connect() as conn:

@@ -390,9 +390,9 @@ def test_there_is_one_time_for_all_and_one_runner(runner: WorkflowRunner, sqlite
         pass
 
 
-def test_missing_tables_that_may_not_be_made_are_told(sqlite_url: str) -> None:
+def test_missing_tables_that_may_not_be_made_are_told(bare_sqlite_url: str) -> None:
     told = pytest.raises(ConfigurationError, match="flask edda upgrade")
-    with letters(sqlite_url, EDDA={"AUTO_MIGRATE": False}) as app, WorkflowRunner(app) as runner, told:
+    with letters(bare_sqlite_url, EDDA={"AUTO_MIGRATE": False}) as app, WorkflowRunner(app) as runner, told:
         runner.run(sent_at_once)
 
 
