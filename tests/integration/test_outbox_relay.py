@@ -90,6 +90,13 @@ def pass_time(tables: Tables, name: str) -> None:
     )
 
 
+def put_off(tables: Tables, name: str) -> None:
+    """The row is not due for long, however slow the test is."""
+    tables.execute(
+        "UPDATE edda_outbox SET next_attempt_at = '2199-01-01 00:00:00.000' WHERE event_id = :name", name=name
+    )
+
+
 def publish_due(url: str, receiver: Receiver, **options: Any) -> int:
     async def main() -> int:
         async with OutboxRelayer(url, broker_url=receiver.url, **options) as relayer:
@@ -185,15 +192,20 @@ def test_a_broker_that_is_busy_gets_the_event_again_until_it_takes_it(
     receiver.answer = answers(_1=(503, {}, b"busy"))
 
     for attempt in (1, 2, 3):
+        began = seconds_now(tables)
         assert publish_due(database_url, receiver) == 0
+        ended = seconds_now(tables)
         found = row(tables, "-1")
         assert (found["status"], found["attempts"], found["last_error"]) == (
             "pending",
             attempt,
             "503 Service Unavailable: busy",
         )
-        assert 0 < seconds_left(tables, "-1") <= 2 ** (attempt - 1)
+        longest = 2 ** (attempt - 1)
+        assert began + 0.8 * longest - 0.01 < seconds_due(tables, "-1") < ended + longest + 0.01
+        put_off(tables, "-1")
         assert publish_due(database_url, receiver) == 0  # not before its time
+        assert len(receiver.seen) == attempt
         pass_time(tables, "-1")
     receiver.answer = answers()
 
@@ -203,14 +215,19 @@ def test_a_broker_that_is_busy_gets_the_event_again_until_it_takes_it(
     assert len(receiver.seen) == 4
 
 
-def seconds_left(tables: Tables, name: str) -> float:
-    """Until the row is due, by the database's clock."""
-    now = "julianday('now')" if tables.is_sqlite else "now()"
-    left = (
-        f"(julianday(next_attempt_at) - {now}) * 86400" if tables.is_sqlite
-        else f"extract(epoch FROM next_attempt_at - {now})::float8"
-    )  # fmt: skip
-    return float(tables.value(f"SELECT {left} AS seconds FROM edda_outbox WHERE event_id = :name", name=name))
+def seconds_now(tables: Tables) -> float:
+    """By the database's clock."""
+    return seconds_of(tables, "'now'" if tables.is_sqlite else "clock_timestamp()")
+
+
+def seconds_due(tables: Tables, name: str) -> float:
+    """When the row is due, by the same clock."""
+    return seconds_of(tables, f"(SELECT next_attempt_at FROM edda_outbox WHERE event_id = '{name}')")
+
+
+def seconds_of(tables: Tables, time: str) -> float:
+    seconds = f"julianday({time}) * 86400" if tables.is_sqlite else f"extract(epoch FROM {time})::float8"
+    return float(tables.value(f"SELECT {seconds} AS seconds"))
 
 
 @pytest.mark.parametrize(
@@ -235,9 +252,11 @@ def test_the_broker_says_when_to_come_back(
     write(database, "-1")
     receiver.answer = lambda _: (429, {"Retry-After": said()}, b"")
 
+    began = seconds_now(tables)
     publish_due(database_url, receiver)
+    ended = seconds_now(tables)
 
-    assert least < seconds_left(tables, "-1") <= most
+    assert began + least < seconds_due(tables, "-1") < ended + most + 0.01
 
 
 def test_a_refused_event_is_dead_with_the_reason_and_keeps_nobody_back(
@@ -485,7 +504,7 @@ def test_a_publication_under_way_ends_before_the_relay_does_and_the_rest_is_hand
     for other in {"a1", "a2", "-1"} - {name}:
         found = row(tables, other)
         assert (found["status"], found["locked_by"], found["attempts"]) == ("pending", None, 0)
-        assert seconds_left(tables, other) <= 0
+        assert seconds_due(tables, other) <= seconds_now(tables)
 
 
 def test_a_publication_that_does_not_end_in_time_is_handed_back(
@@ -510,7 +529,7 @@ def test_a_publication_that_does_not_end_in_time_is_handed_back(
 
     found = row(tables, "-1")
     assert (found["status"], found["locked_by"], found["attempts"]) == ("pending", None, 0)
-    assert seconds_left(tables, "-1") <= 0
+    assert seconds_due(tables, "-1") <= seconds_now(tables)
 
 
 # Publishers that misbehave.
@@ -912,4 +931,4 @@ def test_an_engine_that_stops_finishes_what_is_being_published(
     first, second = asyncio.run(main())
 
     assert (status(tables, first), status(tables, second)) == ("published", "pending")
-    assert seconds_left(tables, second) <= 0
+    assert seconds_due(tables, second) <= seconds_now(tables)
