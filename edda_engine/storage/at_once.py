@@ -81,8 +81,15 @@ def is_plain(unit: Unit) -> bool:
             return False
 
 
+def write_step(conn: Connection, step: Step) -> Saved | None:
+    """Write one plain step beside what else is in the transaction, waiting for its instance; ``None`` if it is not."""
+    given = {"ids": [step.holder.instance_id], "steps": _as_rows([step])}
+    is_cancelled = conn.execute(_ONE_STEP, given).scalar()
+    return None if is_cancelled is None else _saved(is_cancelled=is_cancelled)
+
+
 def write_at_once(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome | None]:
-    """Write plain units; ``None`` for each that is not written."""
+    """Write plain units, without waiting for an instance; ``None`` for each that is not written."""
     steps = [unit for unit in units if isinstance(unit, Step)]
     timers = {unit: _fired(unit) for unit in units if isinstance(unit, Take)}
     ends = [unit for unit in units if isinstance(unit, End)]
@@ -119,7 +126,11 @@ def _outcome(unit: Unit, row: Any) -> BatchOutcome | None:
         return starts.as_started(unit.new, unit.claimed_by, row.started_at)
     if isinstance(unit, Take):
         return AlreadyRecorded(_fired(unit).as_recorded())
-    return Saved(is_cancelled=True) if row.is_cancelled else _SAVED
+    return _saved(is_cancelled=row.is_cancelled)
+
+
+def _saved(*, is_cancelled: bool) -> Saved:
+    return Saved(is_cancelled=True) if is_cancelled else _SAVED
 
 
 _SAVED = Saved()
@@ -144,17 +155,16 @@ def _end(end: End) -> dict[str, Any]:
     return _holder(end.holder) | outcome
 
 
+def _one_step() -> Select[Any]:
+    held = _held(read=True, skip_locked=False)
+    written = _writing(held)
+    return select(held.c.is_cancelled).join_from(written, held, held.c.instance_id == written.c.instance_id)
+
+
 def _statement(*, only_steps: bool) -> CompoundSelect[Any]:
     """For a batch of steps, or of units of every kind: few statements, which the server comes to know soon."""
-    held = (
-        select(_C.instance_id, _C.locked_by, _C.lock_epoch, _C.cancel_requested_at.is_not(None).label("is_cancelled"))
-        .where(is_one_of(_PG, _C.instance_id, "ids"))
-        .order_by(_C.instance_id)  # as every statement that locks several: no two wait for each other
-        .with_for_update(read=only_steps, skip_locked=True)
-        .cte("held")
-    )
-    given = given_rows(_PG, "steps", _STEP_OF_HOLDER, name="steps")
-    steps = history.inserting(_PG, given, given.join(held, _is_of_holder(given, held))).cte("written")
+    held = _held(read=only_steps, skip_locked=True)
+    steps = _writing(held)
     written = _written(_STEP, steps, steps.c.activity_id, held)
     if only_steps:
         return union_all(written)
@@ -167,6 +177,22 @@ def _statement(*, only_steps: bool) -> CompoundSelect[Any]:
         _written(_ENDED, ended, _NO_STEP, held).add_cte(*_left_behind(ended)),
         _row(_STARTED, started.c.instance_id, _NO_STEP, literal_column(str(_NO_EPOCH)), false(), started.c.started_at),
     )
+
+
+def _held(*, read: bool, skip_locked: bool) -> CTE:
+    return (
+        select(_C.instance_id, _C.locked_by, _C.lock_epoch, _C.cancel_requested_at.is_not(None).label("is_cancelled"))
+        .where(is_one_of(_PG, _C.instance_id, "ids"))
+        .order_by(_C.instance_id)  # as every statement that locks several: no two wait for each other
+        .with_for_update(read=read, skip_locked=skip_locked)
+        .cte("held")
+    )
+
+
+def _writing(held: CTE) -> CTE:
+    given = given_rows(_PG, "steps", _STEP_OF_HOLDER, name="steps")
+    written: CTE = history.inserting(_PG, given, given.join(held, _is_of_holder(given, held))).cte("written")
+    return written
 
 
 def _firing(held: CTE) -> CTE:
@@ -237,3 +263,4 @@ def _is_of_holder(given: FromClause, held: CTE) -> ColumnElement[bool]:
 
 
 _STEPS, _ALL = _statement(only_steps=True), _statement(only_steps=False)
+_ONE_STEP = _one_step()

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Float, Select, bindparam, func, insert, liter
 
 from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
-from edda_engine.storage import channels, history, inboxes, messages, outbox, retries, taking, waits
+from edda_engine.storage import at_once, channels, history, inboxes, messages, outbox, retries, taking, waits
 from edda_engine.storage.instances import ENDED
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import instances
@@ -143,6 +143,10 @@ def commit_step(conn: Connection, step: Step) -> Outcome:
 
     The caller commits on :class:`Saved`, and rolls everything back on anything else.
     """
+    if conn.dialect.name == "postgresql" and at_once.is_plain(step):
+        saved = at_once.write_step(conn, step)
+        if saved is not None:
+            return saved
     return _write_units(conn, [step], _held(conn, [step], waits=True))[0]
 
 

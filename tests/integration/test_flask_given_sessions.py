@@ -68,13 +68,17 @@ def test_joining_a_scoped_session_leaves_nothing_at_the_class_of_its_sessions(sq
     order = declare_order()
     with open_shop(sqlite_url, kind=kind) as shop, shop.app.app_context():
         scoped = named_session(shop)
-        order.options(session=scoped).start(number=1)
+        order.options(session=None).start(number=1)  # from now on sessions of that class are shared
+        of_class = listeners(scoped.session_factory())
+        order.options(session=scoped).start(number=2)
         scoped.commit()
 
-        another = scoped.session_factory()
-        listeners = [len(another.dispatch.after_commit), len(another.dispatch.after_transaction_end)]
-        assert listeners == [0, 0]
-        assert len(scoped().dispatch.after_commit) == 1
+        assert listeners(scoped.session_factory()) == of_class
+        assert len(scoped().dispatch.after_commit) == of_class[0] + 1
+
+
+def listeners(session: Any) -> list[int]:
+    return [len(session.dispatch.after_commit), len(session.dispatch.after_transaction_end)]
 
 
 NO_SESSIONS: dict[str, Callable[[Shop], Any]] = {

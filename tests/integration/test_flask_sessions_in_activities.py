@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import event, insert, select, text, update
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from edda_wsgi import RetryPolicy, WorkflowContext, WorkflowFailedError, activity, workflow
 from tests.integration.flask_apps import (
@@ -270,6 +270,118 @@ def test_a_rollback_in_a_nested_app_context_leaves_the_outer_session_as_it_is(fl
     assert saved_notes(flask_shop.database_url) == ["outer"]
 
 
+def test_a_session_that_is_closed_without_a_commit_drops_what_it_wrote(shop: Shop) -> None:
+    def write(ctx: WorkflowContext) -> str:
+        session = shop.session(ctx)
+        session.add(Note(text="dropped"))
+        session.flush()
+        session.close()
+        session.add(note := Note(text="kept"))
+        session.commit()
+        session.refresh(note)
+        session.close()
+        return note.text
+
+    assert shop.run(write) == "kept"
+    assert saved_notes(shop.database_url) == ["kept"]
+
+
+def test_an_activity_that_rolled_everything_back_is_done(shop: Shop) -> None:
+    def write(ctx: WorkflowContext) -> str:
+        shop.session(ctx).add(Note(text="dropped"))
+        shop.session(ctx).flush()
+        shop.session(ctx).rollback()
+        return "done"
+
+    assert shop.run(write) == "done"
+    assert saved_notes(shop.database_url) == []
+
+
+def test_a_late_rollback_of_a_session_whose_flush_failed_undoes_nothing_of_another(flask_shop: Shop) -> None:
+    session = flask_shop.db.session
+
+    def write(ctx: WorkflowContext) -> None:
+        session.add_all([Note(text="a"), Note(text="a")])
+        with pytest.raises(IntegrityError):
+            session.flush()
+        with flask_shop.app.app_context():
+            session.add(Note(text="nested"))
+            session.commit()
+        session.rollback()
+
+    flask_shop.run(write)
+
+    assert saved_notes(flask_shop.database_url) == ["nested"]
+
+
+def test_what_was_started_before_the_session_is_used_outlives_its_rollback(flask_shop: Shop) -> None:
+    @workflow
+    async def nothing(ctx: WorkflowContext) -> None: ...
+
+    def start_then_roll_back(ctx: WorkflowContext) -> str:
+        instance_id = nothing.start()
+        flask_shop.db.session.add(Note(text="dropped"))
+        flask_shop.db.session.flush()
+        flask_shop.db.session.rollback()
+        return instance_id
+
+    instance_id = flask_shop.run(start_then_roll_back)
+
+    assert flask_shop.edda.result(instance_id, timeout=20) is None
+    assert saved_notes(flask_shop.database_url) == []
+
+
+def test_an_activity_with_one_commit_needs_no_savepoint(flask_shop: Shop) -> None:
+    statements: list[str] = []
+
+    def write(ctx: WorkflowContext) -> None:
+        flask_shop.db.session.add(Note(text="a"))
+        flask_shop.db.session.commit()
+
+    with flask_shop.app.app_context():
+        engine = flask_shop.engine
+    event.listen(engine, "before_cursor_execute", lambda _conn, _cursor, statement, *_: statements.append(statement))
+    flask_shop.run(write)
+
+    assert any("INSERT INTO note" in statement for statement in statements)
+    assert not [statement for statement in statements if "SAVEPOINT" in statement]
+
+
+def test_after_a_failed_statement_that_was_not_rolled_back_postgresql_saves_nothing_and_the_activity_is_tried_again(
+    postgres_url: str,
+) -> None:
+    attempts: list[int] = []
+    twice = RetryPolicy(max_attempts=2, initial_interval=0.01)
+
+    with open_shop(postgres_url) as shop:
+
+        @activity(retry_policy=twice)
+        def swallow(ctx: WorkflowContext) -> None:
+            attempts.append(ctx.attempt)
+            shop.db.session.add(Note(text=f"attempt {ctx.attempt}"))
+            shop.db.session.flush()
+            if ctx.attempt == 1:
+                with pytest.raises(ProgrammingError):
+                    shop.db.session.execute(text("SELECT nonsense"))
+
+        @workflow
+        async def flow(ctx: WorkflowContext) -> None:
+            await swallow(ctx)
+
+        shop.edda.start_worker()
+        with shop.app.app_context():
+            instance_id = flow.options(session=None).start()
+        shop.edda.result(instance_id, timeout=20)
+        (step,) = [each for each in shop.edda.history(instance_id) if each.activity_id == "swallow:1"]
+
+    assert attempts == [1, 2]
+    assert saved_notes(postgres_url) == ["attempt 2"]
+    error = step.event_data["retry_metadata"]["errors"][0]
+    assert error["error_type"] == "InternalError"
+    assert "current transaction is aborted" in error["message"]
+    assert "edda_" not in error["message"]
+
+
 def test_bulk_statements_belong_to_the_step(shop: Shop) -> None:
     def write(ctx: WorkflowContext) -> None:
         session = shop.session(ctx)
@@ -437,6 +549,18 @@ def test_a_model_on_another_bind_of_flask_sqlalchemy_is_outside_the_transaction(
 
         with pytest.raises(WorkflowFailedError, match="after the commit"):
             shop.run(write)
+
+        with outside(other_url) as engine, engine.connect() as conn:
+            assert list(conn.execute(text("SELECT id FROM entry")).scalars()) == [7]
+        assert saved_notes(database_url) == []
+
+        def drop(ctx: WorkflowContext) -> None:
+            for each in (Note(text="a"), Entry(id=8)):
+                shop.db.session.add(each)
+                shop.db.session.flush()
+            shop.db.session.close()
+
+        shop.run(drop)
 
         with outside(other_url) as engine, engine.connect() as conn:
             assert list(conn.execute(text("SELECT id FROM entry")).scalars()) == [7]
