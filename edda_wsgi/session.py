@@ -2,11 +2,9 @@
 
 How it thinks. The application's session class gets a mixin whose ``get_bind`` asks where it is called from. In a
 request it answers as before. In a sync activity it answers with the connection of that attempt's transaction,
-opened and begun by the first SQL. There ``commit()`` commits nothing, and ``rollback()`` undoes what this session has not
-committed. A session that comes first has the transaction to itself: its rollback rolls all of it back. What comes after it,
-another session or the same one after a ``commit()``, works in a savepoint, so that its rollback leaves what is kept. In a
-workflow body a session is refused, and in an async activity: there already ``add()``, because what is only pending would
-never be flushed.
+opened and begun by the first SQL. The session factory gets ``join_transaction_mode="create_savepoint"``, so
+``commit()`` and ``rollback()`` there end savepoints, nothing more. In a workflow body it refuses, and in an async
+activity: there already ``add()``, because what is only pending would never be flushed.
 
 Flask-SQLAlchemy, Flask-SQLAlchemy-Lite and plain sessionmakers differ only in where the factory and the current
 session are found; that is what a :class:`SessionSource` knows.
@@ -14,10 +12,10 @@ session are found; that is what a :class:`SessionSource` knows.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, RootTransaction, event
-from sqlalchemy.orm import Session, SessionTransaction, object_mapper, scoped_session, sessionmaker
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session, object_mapper, scoped_session, sessionmaker
 
 from edda_engine.core.ports import current_place
 from edda_engine.errors import ConfigurationError, UsageError
@@ -27,10 +25,6 @@ from edda_wsgi.joining import connection_for
 
 class SharesTransaction:
     """Mixed into the application's session class by :func:`share`."""
-
-    join_transaction_mode: Literal["create_savepoint", "rollback_only"]
-    _whole: RootTransaction | None = None
-    """The transaction of the activity, while this session has it to itself and has not committed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _refuse_in_body()  # even add() alone: what is only pending would be lost without a word
@@ -52,31 +46,7 @@ class SharesTransaction:
                 " Use ctx.session, with `ctx.session.add(...)` and `await ctx.session.execute(...)`, or make the activity a"
                 " plain def."
             )
-        conn = place.transaction.connection()
-        self.join_transaction_mode = "rollback_only" if place.transaction.is_new else "create_savepoint"
-        return conn
-
-
-def _has_begun(session: Session, transaction: SessionTransaction, conn: Connection) -> None:
-    place = current_place.get()
-    if not isinstance(place, Attempt) or not place.transaction.serves(conn.engine):
-        return
-    if transaction.parent is None and session.join_transaction_mode == "rollback_only":
-        session._whole = conn.get_transaction()  # type: ignore[attr-defined]
-
-
-def _has_committed(session: Session) -> None:
-    if not session.in_nested_transaction():
-        session._whole = None  # type: ignore[attr-defined]
-
-
-def _has_ended(session: Session, transaction: SessionTransaction) -> None:
-    """A session that is closed without a commit undoes what it did; SQLAlchemy does so for savepoints only."""
-    if transaction.parent is None:
-        session.join_transaction_mode = "create_savepoint"
-        whole, session._whole = session._whole, None  # type: ignore[attr-defined]
-        if whole is not None and whole.is_active:
-            whole.rollback()
+        return place.transaction.connection()
 
 
 def _refuse_in_body() -> None:
@@ -102,9 +72,6 @@ def share(factory: sessionmaker[Any]) -> None:
     factory.class_ = type(factory.class_.__name__, (SharesTransaction, factory.class_), {})
     factory.configure(join_transaction_mode="create_savepoint")
     event.listen(factory, "before_attach", _refuse_what_nobody_flushes)
-    event.listen(factory, "after_begin", _has_begun)
-    event.listen(factory, "after_commit", _has_committed)
-    event.listen(factory, "after_transaction_end", _has_ended)
 
 
 class SessionSource(Protocol):

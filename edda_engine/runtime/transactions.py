@@ -17,13 +17,15 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from edda_engine.errors import LeaseLostError, PayloadError, UsageError
 from edda_engine.runtime.probes import Probe
+from edda_engine.runtime.savepoints import FirstSavepoint
 from edda_engine.storage.commit import Outcome, Saved, Step, commit_step
-from edda_engine.storage.database import WRITE_OPTION, Database, has_failed_before, is_outage, may_be_repeated
+from edda_engine.storage.database import WRITE_OPTION, Database, is_outage, may_be_repeated
+from edda_engine.storage.guards import GUARD_OPTION
 
 _log = logging.getLogger(__name__)
 
@@ -31,12 +33,12 @@ _log = logging.getLogger(__name__)
 _ENDS_TRANSACTION = re.compile(r"\s*(commit|rollback(?!\s+to)|end|abort)\b", re.IGNORECASE)
 _COMMITS_BY_ITSELF = (
     "An activity's transaction is committed with its history row, not by itself: use the session's commit() and"
-    " rollback(), or begin_nested(); leave the connection's own transaction alone."
+    " rollback(), which end savepoints, or begin_nested(); leave the connection's own transaction alone."
 )
 
 
-_ATTEMPT_OPTION = "edda_attempt"
-"""An execution option of a connection: the :class:`AttemptTransaction` that it belongs to."""
+_TELL_THEIR_STATE = ("psycopg", "psycopg2")
+"""Drivers of PostgreSQL that tell, without asking the server, whether anything was sent in a transaction."""
 
 
 class _State(Enum):
@@ -61,10 +63,10 @@ class AttemptTransaction:
         self._database, self._find_engine, self._probe = database, find_engine, probe
         self._takes_turn, self._may_be_late = takes_turn, may_be_late
         self._connection: Connection | None = None
+        self._first_savepoint: FirstSavepoint | None = None
         self._give_back: Callable[[], None] = lambda: None
         self._state = _State.OPEN
         self._is_spoilt = False
-        self._is_new = False
         self._lock = threading.Lock()
         self._backend_pid: int | None = None
         self.saw_outage = False
@@ -79,50 +81,35 @@ class AttemptTransaction:
         """True once the loop has called :meth:`refuse`."""
         return self._state is _State.REFUSED
 
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing has been executed in it yet, or not since all of it was rolled back."""
-        return self._is_new
-
     def serves(self, engine: Any) -> bool:
         """Whether *engine* is the one whose work belongs to this transaction."""
         return engine is self._database.engine
 
     def connection(self) -> Connection:
-        """The connection of this attempt, in a transaction; the first call opens it.
+        """The connection of this attempt; the first call opens it and begins.
 
         :raises LeaseLostError: the attempt was refused; passes through ``except Exception``.
         """
         self._refuse_if_over()
-        conn = self._connection
-        if conn is not None and (conn.in_transaction() or conn.invalidated):
-            return conn
-        if conn is None and self._takes_turn:
-            self._give_back = self._database.take_turn()
-        try:
-            if conn is None:
-                conn = self._open()
-            conn.begin()  # also anew, after a session that had all of it to itself has rolled back
-            self._remember_backend(conn)
-        except BaseException as error:
-            self.saw_outage = self.saw_outage or is_outage(error)
-            self._close()
-            raise
-        self._is_new = True
-        return conn
-
-    def _open(self) -> Connection:
-        engine = self._find_engine()
-        _guard(engine)
-        options = {WRITE_OPTION: True, _ATTEMPT_OPTION: self}
-        self._connection = conn = engine.connect().execution_options(**options)
-        # In an older snapshot the lease, which is renewed meanwhile, could not be checked at the end.
-        if self._database.reads_a_snapshot(conn):
-            conn.execution_options(isolation_level="READ COMMITTED")
-        return conn
+        if self._connection is None:
+            if self._takes_turn:
+                self._give_back = self._database.take_turn()
+            try:
+                options = {WRITE_OPTION: True, GUARD_OPTION: self}
+                self._connection = conn = self._find_engine().connect().execution_options(**options)
+                if self._takes_turn and conn.dialect.driver in _TELL_THEIR_STATE:
+                    self._first_savepoint = FirstSavepoint()
+                self._need_fresh_reads(conn)
+                conn.begin()
+                self._remember_backend(conn)
+            except BaseException as error:
+                self.saw_outage = self.saw_outage or is_outage(error)
+                self._let_go()
+                raise
+        return self._connection
 
     def hand_over(self) -> bool:
-        """The step, which used no session, goes to the committer. False if the attempt was refused before."""
+        """The step, which has no transaction, goes to the committer. False if the attempt was refused before."""
         with self._lock:
             if self._state is not _State.OPEN:
                 return False
@@ -136,10 +123,11 @@ class AttemptTransaction:
         """
         if self._is_spoilt:
             raise UsageError(_COMMITS_BY_ITSELF)
-        conn = self.connection()
         with self._lock:
             self._refuse_if_over()
             self._state = _State.COMMITTING
+        conn = self._connection
+        assert conn is not None
         try:
             outcome = self._write(conn, step)
             if isinstance(outcome, Saved):
@@ -160,10 +148,6 @@ class AttemptTransaction:
         except Exception as error:
             if may_be_repeated(error):
                 raise
-            if has_failed_before(error):
-                raise type(error)(
-                    None, None, error.orig or error
-                ) from None  # not with a statement that is not the activity's
             raise refused_by_database(f"step {step.key.activity_id!r}", error) from None
 
     def abandon(self) -> None:
@@ -200,7 +184,8 @@ class AttemptTransaction:
         if self._state in (_State.REFUSED, _State.OVER):
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
 
-    def _before_commit(self, conn: Connection) -> None:
+    def before_commit(self, conn: Connection) -> None:
+        """Only :meth:`commit` may; whoever else tries has spoilt the attempt (see ``storage.guards``)."""
         if self._state is not _State.COMMITTING:
             # SQLAlchemy takes its transaction for ended from here on; the database must as well, and the attempt.
             self._is_spoilt = True
@@ -208,14 +193,23 @@ class AttemptTransaction:
             raw.rollback()
             raise UsageError(_COMMITS_BY_ITSELF)
 
-    def _before_statement(self, statement: str) -> None:
-        self._is_new = False
+    def before_statement(self, statement: str) -> None:
+        """Nothing that ends the transaction, and nothing once the attempt is over."""
         if _ENDS_TRANSACTION.match(statement) is not None:
             raise UsageError(_COMMITS_BY_ITSELF)
         if self._is_spoilt:
             raise UsageError(_COMMITS_BY_ITSELF)
         if self._state is _State.REFUSED:
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
+
+    def instead_of(self, cursor: Any, statement: str) -> bool:
+        """Whether nothing need be sent for *statement*."""
+        return self._first_savepoint is not None and self._first_savepoint.stands_for(cursor, statement)
+
+    def _need_fresh_reads(self, conn: Connection) -> None:
+        # In an older snapshot the lease, which is renewed meanwhile, could not be checked at the end.
+        if self._database.reads_a_snapshot(conn):
+            conn.execution_options(isolation_level="READ COMMITTED")
 
     def _remember_backend(self, conn: Connection) -> None:
         # Asked of the server: behind a pooler the driver knows the pooler's number.
@@ -237,6 +231,11 @@ class AttemptTransaction:
         with self._lock:
             was_refused = self._state is _State.REFUSED
             self._state = _State.REFUSED if was_refused else _State.OVER
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            was_refused = self._state is _State.REFUSED
             conn, self._connection = self._connection, None
         try:
             if conn is not None:
@@ -248,25 +247,6 @@ class AttemptTransaction:
                     conn.close()
         finally:
             self._give_back()
-
-
-def _guard(engine: Engine) -> None:
-    """Ask the attempts on connections of *engine* before what they do there; once, because listening takes its time."""
-    if not event.contains(engine, "commit", _before_commit):
-        event.listen(engine, "before_cursor_execute", _before_statement)
-        event.listen(engine, "commit", _before_commit)
-
-
-def _before_statement(conn: Connection, _cursor: Any, statement: str, *_: Any) -> None:
-    attempt = conn.get_execution_options().get(_ATTEMPT_OPTION)
-    if attempt is not None:
-        attempt._before_statement(statement)
-
-
-def _before_commit(conn: Connection) -> None:
-    attempt = conn.get_execution_options().get(_ATTEMPT_OPTION)
-    if attempt is not None:
-        attempt._before_commit(conn)
 
 
 def refused_by_database(owner: str, refused: Exception) -> PayloadError:

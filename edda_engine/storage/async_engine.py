@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from edda_engine.errors import ConfigurationError
 from edda_engine.storage.connecting import connect_like
 from edda_engine.storage.database import configure_sqlite
+from edda_engine.storage.guards import let_guards_be_asked
 
 _DRIVERS = {"postgresql": "postgresql+psycopg", "sqlite": "sqlite+aiosqlite"}
 
@@ -37,6 +38,7 @@ class AsyncEngines:
                         f"Async activities need the driver of {url.drivername!r}, which is not installed ({error})."
                         " Install edda-wsgi[async]."
                     ) from error
+                let_guards_be_asked(self._made.sync_engine)
                 if url.get_backend_name() == "sqlite":
                     configure_sqlite(self._made.sync_engine)
                 else:

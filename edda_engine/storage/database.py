@@ -17,7 +17,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
@@ -34,6 +34,7 @@ from sqlalchemy.pool import Pool, QueuePool
 
 from edda_engine.errors import ConfigurationError
 from edda_engine.storage.connecting import name_connections, note_parameters, without_driver_options
+from edda_engine.storage.guards import let_guards_be_asked
 
 T = TypeVar("T")
 
@@ -52,7 +53,6 @@ _DRIVERS = {
 """What is meant by a URL: the same database, by the driver that both threads and coroutines can use."""
 
 _OUTAGE_SQLSTATES = ("08", "57P", "53", "25P03", "25006")
-_FAILED_BEFORE = "25P02"
 _CONFLICT_SQLSTATES = ("40001", "40P01", "55P03")
 _TRANSIENT_SQLITE = ("locked", "busy", "unable to open", "disk i/o", "is full", "closed")
 
@@ -93,6 +93,7 @@ class Database:
         self._making = threading.Lock()
         self._reads_a_snapshot: bool | None = None
         self._service: Engine | None = None
+        let_guards_be_asked(engine)
         if self.dialect == "sqlite":
             configure_sqlite(engine)
         else:
@@ -293,11 +294,6 @@ def may_be_repeated(error: BaseException) -> bool:
     """Whether a transaction of ours that failed so can simply be tried again: an outage, or a lost race."""
     sqlstate = _sqlstate(error)
     return is_outage(error) or (sqlstate is not None and sqlstate.startswith(_CONFLICT_SQLSTATES))
-
-
-def has_failed_before(error: BaseException) -> TypeGuard[DBAPIError]:
-    """Whether PostgreSQL refuses everything in this transaction, because an earlier statement of it has failed."""
-    return isinstance(error, DBAPIError) and _sqlstate(error) == _FAILED_BEFORE
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import event, insert, select, text, update
-from sqlalchemy.exc import IntegrityError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
 from edda_wsgi import RetryPolicy, WorkflowContext, WorkflowFailedError, activity, workflow
 from tests.integration.flask_apps import (
@@ -331,20 +333,64 @@ def test_what_was_started_before_the_session_is_used_outlives_its_rollback(flask
     assert saved_notes(flask_shop.database_url) == []
 
 
-def test_an_activity_with_one_commit_needs_no_savepoint(flask_shop: Shop) -> None:
-    statements: list[str] = []
+def test_an_activity_with_one_commit_sends_no_savepoint(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    execute = psycopg.Cursor.execute
 
-    def write(ctx: WorkflowContext) -> None:
-        flask_shop.db.session.add(Note(text="a"))
-        flask_shop.db.session.commit()
+    def listen_and_execute(cursor: Any, query: Any, *args: Any, **options: Any) -> Any:
+        sent.append(str(query))
+        return execute(cursor, query, *args, **options)
 
-    with flask_shop.app.app_context():
-        engine = flask_shop.engine
-    event.listen(engine, "before_cursor_execute", lambda _conn, _cursor, statement, *_: statements.append(statement))
-    flask_shop.run(write)
+    monkeypatch.setattr(psycopg.Cursor, "execute", listen_and_execute)
+    with open_shop(postgres_url) as shop:
 
-    assert any("INSERT INTO note" in statement for statement in statements)
-    assert not [statement for statement in statements if "SAVEPOINT" in statement]
+        def write(ctx: WorkflowContext) -> None:
+            shop.db.session.add(Note(text="a"))
+            shop.db.session.commit()
+
+        def write_twice(ctx: WorkflowContext) -> None:
+            for text in ("b", "c"):
+                shop.db.session.add(Note(text=text))
+                shop.db.session.commit()
+
+        shop.run(write)
+        once = [query for query in sent if "SAVEPOINT" in query]
+        shop.run(write_twice)
+        twice = [query.rpartition("_")[0] for query in sent if "SAVEPOINT" in query]
+
+    assert sum("INSERT INTO note" in query for query in sent) == 3
+    assert (once, twice) == ([], ["SAVEPOINT sa_savepoint", "RELEASE SAVEPOINT sa_savepoint"])
+
+
+def test_an_activity_that_handles_a_database_that_does_not_answer_is_done_or_tries_again_itself(shop: Shop) -> None:
+    fails = [True, True]
+
+    def fail(_conn: object) -> None:
+        if fails and fails.pop():
+            raise OperationalError("BEGIN", {}, Exception("no answer"))
+
+    def give_up(ctx: WorkflowContext) -> str:
+        try:
+            shop.session(ctx).execute(select(Note))
+        except OperationalError:
+            return "gave up"
+        return "was answered"
+
+    def try_twice(ctx: WorkflowContext) -> None:
+        assert give_up(ctx) == "gave up"
+        shop.session(ctx).rollback()
+        shop.session(ctx).add(Note(text="second try"))
+
+    with shop.app.app_context():
+        engine = shop.engine
+    shop.edda.start_worker()
+    in_activity = lambda conn: fail(conn) if threading.current_thread().name.startswith("edda-activity") else None  # noqa: E731
+    event.listen(engine, "begin", in_activity)
+
+    assert shop.run(give_up) == "gave up"
+    shop.run(try_twice)
+
+    assert (fails, saved_notes(shop.database_url)) == ([], ["second try"])
 
 
 def test_after_a_failed_statement_that_was_not_rolled_back_postgresql_saves_nothing_and_the_activity_is_tried_again(

@@ -1,21 +1,20 @@
-"""Sessions of an activity: whether one has the transaction to itself or works in a savepoint, it does the same.
+"""Sessions of an activity: that the first savepoint is not sent makes no difference.
 
-Whatever an activity does with its session, and with those of nested app contexts, is done twice: as it is, and with a
-savepoint for each. What is left in the transaction is the same.
+Whatever an activity does with its session, with others beside it and with the driver itself, is done twice: as it is,
+and with every savepoint sent. What is left in the transaction is the same, and what fails, fails.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import insert, select, text
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.orm import Session, sessionmaker
 
 from edda_engine.activity import Activity
@@ -27,27 +26,24 @@ from edda_wsgi import activity
 from edda_wsgi.session import share
 from tests.integration.flask_apps import Base, Note
 
-STEPS = ("add", "clash", "begin_nested", "release", "undo", "commit", "rollback", "close", "add_beside")
-STEP = st.sampled_from(STEPS)
-ACTIVITY = st.lists(STEP | st.lists(STEP, min_size=1, max_size=5), min_size=1, max_size=9)
-"""What is done with the activity's own session, and lists of what is done with the session of a nested context."""
+STEPS = (
+    "add", "clash", "begin_nested", "release", "undo", "commit", "rollback", "close", "connect", "read", "misspell", "copy",
+    "end_raw", "add_beside",
+)  # fmt: skip
+SESSIONS = 3
+ACTIVITY = st.lists(st.tuples(st.integers(0, SESSIONS - 1), st.sampled_from(STEPS)), min_size=1, max_size=12)
 
 
-class InSavepoints(Session):
-    """A session of an activity as SQLAlchemy makes it by itself, in a savepoint always."""
+class SendsAll(AttemptTransaction):
+    """Every savepoint is sent."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(join_transaction_mode="create_savepoint", **options)
-
-    def get_bind(self, *_: Any, **__: Any) -> Connection:
-        place = current_place.get()
-        assert isinstance(place, Attempt)
-        return place.transaction.connection()
+    def instead_of(self, cursor: Any, statement: str) -> bool:
+        return False
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    found = Database.from_url(database_url)
+def database(postgres_url: str) -> Iterator[Database]:
+    found = Database.from_url(postgres_url)
     Base.metadata.create_all(found.engine)
     with found.write(service=False) as conn:
         conn.execute(insert(Note).values(text="taken"))
@@ -59,40 +55,32 @@ def database(database_url: str) -> Iterator[Database]:
 def work(ctx: Any) -> None: ...
 
 
-@contextmanager
-def attempt_in(transaction: AttemptTransaction) -> Iterator[None]:
+def attempt_in(transaction: AttemptTransaction) -> Attempt:
     known: Activity[..., Any] = work
-    attempt = Attempt(
+    return Attempt(
         known, instance_id="i", workflow_name="w", worker_id="me", activity_id="work:1", number=1, transaction=transaction,
-        max_payload_bytes=1000, application=None, probe=lambda _: None, now=lambda: None,
-    )  # fmt: skip  # type: ignore[arg-type,return-value]
-    token = current_place.set(attempt)
-    try:
-        yield
-    finally:
-        current_place.reset(token)
-        transaction.abandon()
+        max_payload_bytes=1000, application=None, probe=lambda _: None, now=None,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
-def left_by(database: Database, factory: sessionmaker[Any], steps: list[Any]) -> list[str]:
+def left_by(kind: type[AttemptTransaction], database: Database, steps: list[tuple[int, str]]) -> list[str] | str:
     """What an activity that does *steps* would save."""
-    transaction = AttemptTransaction(
-        database, database.shared_engine, probe=lambda _: None, takes_turn=True, may_be_late=False
-    )
+    transaction = kind(database, database.shared_engine, probe=lambda _: None, takes_turn=True, may_be_late=False)
+    factory = sessionmaker(database.engine)
+    share(factory)
     numbers = itertools.count()
-    with attempt_in(transaction):
-        own = factory()
-        for step in steps:
-            if isinstance(step, str):
-                do(step, own, transaction, numbers)
-                continue
-            nested = factory()
-            for inner in step:
-                do(inner, nested, transaction, numbers)
-            nested.close()
-        own.commit()
-        conn = transaction.connection()
-        return sorted(conn.execute(select(Note.text)).scalars())
+    token = current_place.set(attempt_in(transaction))
+    sessions = [factory() for _ in range(SESSIONS)]
+    try:
+        for which, step in steps:
+            do(step, sessions[which], transaction, numbers)
+        sessions[0].commit()
+        return sorted(transaction.connection().execute(select(Note.text)).scalars())
+    except SQLAlchemyError:
+        return "failed"
+    finally:
+        transaction.abandon()
+        current_place.reset(token)
 
 
 def do(step: str, session: Session, transaction: AttemptTransaction, numbers: Iterator[int]) -> None:
@@ -105,6 +93,22 @@ def do(step: str, session: Session, transaction: AttemptTransaction, numbers: It
             with pytest.raises(IntegrityError):
                 session.flush()
             session.rollback()
+        case "connect":
+            session.connection()
+        case "read":
+            session.scalars(select(Note.text)).all()
+        case "misspell":
+            with pytest.raises(StatementError):
+                session.execute(text("SELECT :number"))
+        case "copy":
+            raw: Any = session.connection().connection
+            with raw.cursor().copy("COPY note (text) FROM STDIN") as copy:
+                copy.write(f"{next(numbers)}\n")
+        case "end_raw":
+            session.scalars(select(Note.text)).all()
+            beneath: Any = session.connection().connection.dbapi_connection
+            beneath.rollback()
+            session.scalars(select(Note.text)).all()
         case "add_beside":  # as start() does, and sending an event
             transaction.connection().execute(
                 text("INSERT INTO note (text) VALUES (:text)"), {"text": f"{next(numbers)}"}
@@ -117,19 +121,23 @@ def do(step: str, session: Session, transaction: AttemptTransaction, numbers: It
             getattr(session, step)()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.filterwarnings("ignore:nested transaction already deassociated:sqlalchemy.exc.SAWarning")
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ACTIVITY)
-@example(["add", "commit", "add", "rollback"])
-@example(["add", ["add", "commit"], "rollback", "add"])
-@example([["add", "close"], "add"])
-@example([["add", "commit"], "clash", "add"])
-@example(["add", "begin_nested", "add", "commit", "close"])
-@example(["add", "begin_nested", "add", "release", "close"])
-@example(["add_beside", "add", "rollback"])
-@example(["add", "add_beside", "close"])
-def test_a_session_does_the_same_with_the_transaction_to_itself_as_in_a_savepoint(
-    database: Database, steps: list[Any]
+@example([(0, "add"), (0, "commit"), (0, "add"), (0, "rollback")])
+@example([(0, "add"), (1, "add"), (1, "commit"), (0, "rollback"), (0, "add")])
+@example([(1, "add"), (1, "close"), (0, "add")])
+@example([(0, "add"), (0, "begin_nested"), (0, "add"), (0, "release"), (0, "close")])
+@example([(0, "add_beside"), (0, "add"), (0, "rollback")])
+@example([(0, "connect"), (1, "read"), (1, "close"), (0, "add"), (0, "rollback")])
+@example([(0, "misspell"), (1, "read"), (1, "close"), (0, "add"), (0, "close")])
+@example([(0, "copy"), (0, "commit"), (0, "add"), (0, "rollback")])
+@example([(0, "add"), (1, "read"), (0, "add"), (0, "commit"), (1, "close")])
+@example([(0, "add"), (1, "add"), (0, "rollback"), (1, "add"), (1, "rollback")])
+@example([(0, "connect"), (1, "connect"), (0, "add"), (0, "commit"), (1, "rollback")])
+@example([(0, "add"), (0, "end_raw"), (0, "commit")])
+@example([(0, "add"), (1, "add"), (2, "add"), (0, "commit"), (1, "clash")])
+def test_what_is_left_is_the_same_as_with_every_savepoint_sent(
+    database: Database, steps: list[tuple[int, str]]
 ) -> None:
-    shared = sessionmaker(database.engine)
-    share(shared)
-    assert left_by(database, shared, steps) == left_by(database, sessionmaker(class_=InSavepoints), steps)
+    assert left_by(AttemptTransaction, database, steps) == left_by(SendsAll, database, steps)
