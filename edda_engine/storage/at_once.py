@@ -54,6 +54,7 @@ from edda_engine.storage.units import (
     Take,
     Unit,
 )
+from edda_engine.storage.vanishing import limiting_silence
 from edda_engine.storage.waits import DUE_SECONDS
 
 _C = instances.c
@@ -158,7 +159,8 @@ def _end(end: End) -> dict[str, Any]:
 def _one_step() -> Select[Any]:
     held = _held(read=True, skip_locked=False)
     written = _writing(held)
-    return select(held.c.is_cancelled).join_from(written, held, held.c.instance_id == written.c.instance_id)
+    of_written = held.c.instance_id == written.c.instance_id
+    return select(held.c.is_cancelled, *limiting_silence(_PG)).join_from(written, held, of_written)
 
 
 def _statement(*, only_steps: bool) -> CompoundSelect[Any]:

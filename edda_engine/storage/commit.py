@@ -47,6 +47,7 @@ from edda_engine.storage.units import (
     Unit,
     Wait,
 )
+from edda_engine.storage.vanishing import limiting_silence
 
 __all__ = [
     "AlreadyRecorded", "Attempt", "BatchOutcome", "Block", "Busy", "End", "HeldUnit", "Holder", "LeaseLost", "Open", "Outcome",
@@ -163,7 +164,13 @@ def _held(conn: Connection, units: Sequence[HeldUnit], *, waits: bool) -> _Held:
 
 def _lock(dialect: str, *, only_reads: bool, waits: bool) -> Select[Any]:
     return (
-        select(_C.instance_id, _C.locked_by, _C.lock_epoch, _C.cancel_requested_at.is_not(None))
+        select(
+            _C.instance_id,
+            _C.locked_by,
+            _C.lock_epoch,
+            _C.cancel_requested_at.is_not(None),
+            *limiting_silence(dialect),
+        )
         .where(is_one_of(dialect, _C.instance_id, "ids"))
         .order_by(_C.instance_id)
         .with_for_update(read=only_reads, skip_locked=not waits)

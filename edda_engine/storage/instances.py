@@ -39,6 +39,7 @@ from edda_engine.storage.documents import json_equals
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import definitions, instances, workers
 from edda_engine.storage.types import clock, clock_plus
+from edda_engine.storage.vanishing import limiting_silence
 
 _C = instances.c
 
@@ -106,6 +107,7 @@ def _CLAIM(dialect: str) -> Any:
             func.coalesce(_C.mailbox, _C.instance_id),
             _C.takeovers,
             _C.takeover_progress,
+            *limiting_silence(dialect),
         )
     )
 
@@ -117,7 +119,7 @@ def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collecti
     """
     # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
     return [
-        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, *row[7:])
+        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, *row[7:10])
         for row in conn.execute(
             _CLAIM.on(conn), {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit}
         )
@@ -141,7 +143,7 @@ def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> d
         update(instances)
         .where(_C.instance_id.in_(select(mine.c.instance_id)))
         .values(lock_expires_at=expires_at, wake_at=expires_at)
-        .returning(_C.instance_id, _C.cancel_requested_at)
+        .returning(_C.instance_id, _C.cancel_requested_at, *limiting_silence(conn.dialect.name))
     )
     found: dict[str, bool | None] = {row[0]: row[1] is not None for row in conn.execute(renewed)}
     missing = [instance_id for instance_id in instance_ids if instance_id not in found]

@@ -27,6 +27,7 @@ from edda_engine.core.ports import OutboxEvent
 from edda_engine.storage.schema import outbox
 from edda_engine.storage.serial import try_to_serialize_keys
 from edda_engine.storage.types import clock, clock_plus
+from edda_engine.storage.vanishing import silence_is_limited
 
 POSTPONED_SECONDS = 600.0
 """How long a row that has to wait for another one is left alone, unless that one is done before."""
@@ -384,4 +385,4 @@ def release_relay(conn: Connection, relay_id: str, *, except_for: Collection[int
 def limit_idle_time(conn: Connection) -> None:
     """A process that is stopped in the middle of this transaction must not keep its rows from the others for ever."""
     if conn.dialect.name == "postgresql":
-        conn.execute(text("SELECT set_config('idle_in_transaction_session_timeout', '10s', true)"))
+        conn.execute(select(silence_is_limited()))

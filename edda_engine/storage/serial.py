@@ -12,10 +12,11 @@ from collections.abc import Collection
 
 from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, text, true
 
+from edda_engine.storage.vanishing import LONGEST_SILENCE, silence_is_limited
+
 _KEY = 0x6564646D  # "eddm"
-_SECONDS = "10s"
 _WAIT = text(
-    f"SELECT pg_advisory_xact_lock({_KEY}), set_config('idle_in_transaction_session_timeout', '{_SECONDS}', true)"
+    f"SELECT pg_advisory_xact_lock({_KEY}), set_config('idle_in_transaction_session_timeout', '{LONGEST_SILENCE}', true)"
 )
 _KEYS = 0x65646465  # "edde"
 _TRY_KEYS = text(
@@ -27,8 +28,7 @@ def turn(dialect: str) -> ColumnElement[bool]:
     """Whether the turn could be taken; for a statement that takes it only if there is a reason."""
     if dialect != "postgresql":
         return true()
-    limited = func.set_config("idle_in_transaction_session_timeout", _SECONDS, literal_column("true")).is_not(None)
-    return and_(func.pg_try_advisory_xact_lock(literal_column(str(_KEY))), limited)
+    return and_(func.pg_try_advisory_xact_lock(literal_column(str(_KEY))), silence_is_limited().is_not(None))
 
 
 def serialize_delivery(conn: Connection) -> None:

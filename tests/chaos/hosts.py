@@ -1,7 +1,7 @@
 """Two hosts and a switch, made of network namespaces: each has a name and an address of its own, and a cable to pull.
 
 A pulled cable is silence: nothing that is sent arrives, and nobody is told. Connections stay as they were, and what was
-sent meanwhile arrives when the cable is back.
+sent meanwhile arrives when the cable is back. A host that is deaf is heard by the others, and hears no answer.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Host:
     switch: str
     namespace: str
     cable: str
+    address: str
 
     @property
     def command(self) -> list[str]:
@@ -42,6 +43,14 @@ class Host:
         """As it was."""
         _run("ip", "link", "set", self.cable, "master", self.switch)
 
+    def go_deaf(self) -> None:
+        """From now on nothing that is sent to it arrives."""
+        _run("ip", "route", "add", "blackhole", f"{self.address}/32")
+
+    def hear_again(self) -> None:
+        """As it was."""
+        _run("ip", "route", "del", "blackhole", f"{self.address}/32")
+
 
 class Network:
     """A switch at which this machine has the address :attr:`address`; use as a context manager."""
@@ -52,7 +61,8 @@ class Network:
         self._hosts: list[Host] = []
 
     def __enter__(self) -> Network:
-        _run("ip", "link", "add", self._switch, "type", "bridge")
+        # Else it took the address of one of its cables, and what comes from that one, pulled, would still be for it.
+        _run("ip", "link", "add", self._switch, "address", "02:00:00:00:00:01", "type", "bridge")
         _run("ip", "address", "add", f"{self.address}/24", "dev", self._switch)
         _run("ip", "link", "set", self._switch, "up")
         return self
@@ -65,13 +75,14 @@ class Network:
     def add_host(self, name: str) -> Host:
         """One more."""
         number = len(self._hosts) + 1
-        host = Host(name, self._switch, f"edda-{_NUMBER}-{number}", f"ed{_NUMBER}a{number}")
+        address = f"{_NETWORK}.{number + 1}"
+        host = Host(name, self._switch, f"edda-{_NUMBER}-{number}", f"ed{_NUMBER}a{number}", address)
         far_end = f"ed{_NUMBER}b{number}"
         _run("ip", "netns", "add", host.namespace)
         self._hosts.append(host)
         _run("ip", "link", "add", host.cable, "type", "veth", "peer", "name", far_end, "netns", host.namespace)
         inside = ["ip", "-netns", host.namespace]
-        _run(*inside, "address", "add", f"{_NETWORK}.{number + 1}/24", "dev", far_end)
+        _run(*inside, "address", "add", f"{address}/24", "dev", far_end)
         for device in (far_end, "lo"):
             _run(*inside, "link", "set", device, "up")
         _run("ip", "link", "set", host.cable, "up")

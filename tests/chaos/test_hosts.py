@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -55,8 +55,9 @@ def shop(ledger: Ledger, hosts: tuple[Host, Host], tmp_path: Path) -> Iterator[S
         yield found
 
 
+@pytest.mark.parametrize(("cut", "mend"), [(Host.pull_cable, Host.plug_in), (Host.go_deaf, Host.hear_again)])
 def test_the_work_of_a_host_that_is_cut_off_is_taken_over_and_what_it_commits_late_is_refused(
-    hosts: tuple[Host, Host], ledger: Ledger, shop: Shop
+    hosts: tuple[Host, Host], ledger: Ledger, shop: Shop, cut: Callable[[Host], None], mend: Callable[[Host], None]
 ) -> None:
     east, west = hosts
     cut_off = shop.work(*ORDERS, through=east.command, **LEASES)
@@ -65,14 +66,14 @@ def test_the_work_of_a_host_that_is_cut_off_is_taken_over_and_what_it_commits_la
     wait_for(sibling, lambda: ledger.live_pids() == {cut_off.pid, sibling.pid})
     assert {name.partition("/")[0] for name in host_names(ledger)} == {"east", "west"}
 
-    east.pull_cable()
+    cut(east)
 
     wait_for(sibling, lambda: under_way(shop, sibling.pid) == set(IDS))  # the leases have ended
     shop.open_gate()  # the activities end on both hosts
     wait_for(sibling, lambda: ledger.have_completed(IDS))
     assert not cut_off.has_ended()
 
-    east.plug_in()
+    mend(east)
 
     sibling.terminate()
     assert sibling.wait() == 0
