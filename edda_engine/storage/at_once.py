@@ -37,9 +37,10 @@ from sqlalchemy import (
 
 from edda_engine.core.events import EventType, event_json
 from edda_engine.core.ports import WaitKind
-from edda_engine.storage import history, starts
+from edda_engine.storage import history, receiving, starts
 from edda_engine.storage.instances import ENDED
 from edda_engine.storage.prepared import Columns, as_rows, given_rows, is_one_of
+from edda_engine.storage.receiving import is_for_one
 from edda_engine.storage.schema import instances, retries, waits
 from edda_engine.storage.types import clock_plus
 from edda_engine.storage.units import (
@@ -73,7 +74,7 @@ def is_plain(unit: Unit) -> bool:
         case Step():
             return not (unit.outbox or unit.messages or unit.ends_wait or unit.had_retries)
         case Take():
-            return unit.is_asked_again and unit.request.kind is WaitKind.TIMER
+            return unit.is_asked_again and (unit.request.kind is WaitKind.TIMER or is_for_one(unit))
         case End():
             return unit.mailbox is None and unit.successor is None
         case Start():
@@ -92,17 +93,21 @@ def write_step(conn: Connection, step: Step) -> Saved | None:
 def write_at_once(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome | None]:
     """Write plain units, without waiting for an instance; ``None`` for each that is not written."""
     steps = [unit for unit in units if isinstance(unit, Step)]
-    timers = {unit: _fired(unit) for unit in units if isinstance(unit, Take)}
+    takes = [unit for unit in units if isinstance(unit, Take)]
+    timers = [unit for unit in takes if unit.request.kind is WaitKind.TIMER]
     ends = [unit for unit in units if isinstance(unit, End)]
     new = [(unit.new, unit.claimed_by) for unit in units if isinstance(unit, Start)]
-    held: list[HeldUnit] = [*steps, *timers, *ends]
+    held: list[HeldUnit] = [*steps, *takes, *ends]
     given = {"ids": list({unit.holder.instance_id for unit in held}), "steps": _as_rows(steps)}
     only_steps = len(steps) == len(units)
     if not only_steps:
-        given |= {"timers": _as_rows(timers.values()), "ends": as_rows([_end(end) for end in ends])}
+        given |= {"timers": _as_rows([_fired(timer) for timer in timers]), "ends": as_rows([_end(end) for end in ends])}
         given |= {"leaving": [end.holder.instance_id for end in ends if end.had_waits or end.had_retries]}
         given |= {"starts": starts.as_parameter(new, conn.dialect)}
-    statement = _STEPS if only_steps else _ALL
+    has_receives = len(timers) < len(takes)
+    if has_receives:
+        given |= {"receives": receiving.as_parameter(take for take in takes if is_for_one(take))}
+    statement = _STEPS if only_steps else _ALL if has_receives else _OFTEN
     written = {tuple(row[:4]): row for row in conn.execute(statement, given).all()}
     return [_outcome(unit, written.pop(_key(unit), None)) for unit in units]  # of two that are the same, one
 
@@ -126,7 +131,8 @@ def _outcome(unit: Unit, row: Any) -> BatchOutcome | None:
     if isinstance(unit, Start):
         return starts.as_started(unit.new, unit.claimed_by, row.started_at)
     if isinstance(unit, Take):
-        return AlreadyRecorded(_fired(unit).as_recorded())
+        ended = _fired(unit) if row.event_data is None else receiving.ended(unit, row.event_data)
+        return AlreadyRecorded(ended.as_recorded())
     return _saved(is_cancelled=row.is_cancelled)
 
 
@@ -163,8 +169,8 @@ def _one_step() -> Select[Any]:
     return select(held.c.is_cancelled, *limiting_silence(_PG)).join_from(written, held, of_written)
 
 
-def _statement(*, only_steps: bool) -> CompoundSelect[Any]:
-    """For a batch of steps, or of units of every kind: few statements, which the server comes to know soon."""
+def _statement(*, only_steps: bool = False, receives: bool = False) -> CompoundSelect[Any]:
+    """For a batch of steps, of what is frequent, or of units of every kind: few, which the server comes to know soon."""
     held = _held(read=only_steps, skip_locked=True)
     steps = _writing(held)
     written = _written(_STEP, steps, steps.c.activity_id, held)
@@ -173,8 +179,10 @@ def _statement(*, only_steps: bool) -> CompoundSelect[Any]:
     timers = _firing(held)
     ended = _ending(held)
     started = starts.inserting(_PG, "starts").cte("started")
+    received = [_received(held)] if receives else []
     return union_all(
         written,
+        *received,
         _written(_STEP, timers, timers.c.activity_id, held),
         _written(_ENDED, ended, _NO_STEP, held).add_cte(*_left_behind(ended)),
         _row(_STARTED, started.c.instance_id, _NO_STEP, literal_column(str(_NO_EPOCH)), false(), started.c.started_at),
@@ -212,6 +220,12 @@ def _firing(held: CTE) -> CTE:
     return fired
 
 
+def _received(held: CTE) -> Select[Any]:
+    taken, with_it = receiving.receiving("receives", held)
+    row = _row(_STEP, taken.c.instance_id, taken.c.activity_id, held.c.lock_epoch, false(), null(), taken.c.event_data)
+    return row.join_from(taken, held, held.c.instance_id == taken.c.instance_id).add_cte(*with_it)
+
+
 def _ending(held: CTE) -> CTE:
     given = given_rows(_PG, "ends", _END_OF_HOLDER, name="ends")
     outcome = {
@@ -245,7 +259,15 @@ def _written(kind: str, written: CTE, activity_id: ColumnElement[str], held: CTE
     )
 
 
-def _row(kind: str, instance_id: Any, activity_id: Any, epoch: Any, is_cancelled: Any, started_at: Any) -> Select[Any]:
+def _row(
+    kind: str,
+    instance_id: Any,
+    activity_id: Any,
+    epoch: Any,
+    is_cancelled: Any,
+    started_at: Any,
+    event_data: Any = None,
+) -> Select[Any]:
     return select(
         literal_column(f"'{kind}'").label("kind"),
         instance_id.label("instance_id"),
@@ -253,6 +275,7 @@ def _row(kind: str, instance_id: Any, activity_id: Any, epoch: Any, is_cancelled
         epoch.label("epoch"),
         is_cancelled.label("is_cancelled"),
         cast(started_at, _C.started_at.type).label("started_at"),
+        cast(null() if event_data is None else event_data, Text).label("event_data"),
     )
 
 
@@ -264,5 +287,5 @@ def _is_of_holder(given: FromClause, held: CTE) -> ColumnElement[bool]:
     )
 
 
-_STEPS, _ALL = _statement(only_steps=True), _statement(only_steps=False)
+_STEPS, _OFTEN, _ALL = _statement(only_steps=True), _statement(), _statement(receives=True)
 _ONE_STEP = _one_step()

@@ -114,13 +114,13 @@ def distribute(conn: Connection) -> Distributed:
     new = _bounded(conn, rows)
     if not new:
         return Distributed()
-    strangers = _to_addressees(conn, [row for row in new if row.addressee is not None])
+    strangers, is_done = _to_addressees(conn, [row for row in new if row.addressee is not None])
     for_all = [row for row in new if row.addressee is None]
     _to_waiting(conn, [row.seq for row in for_all if row.kind == WaitKind.EVENT])
     to_channels = [row.seq for row in for_all if row.kind == WaitKind.MESSAGE]
     _to_channels(conn, to_channels)
-    seqs = [row.seq for row in new]
-    if conn.execute(_RECEIVED.on(conn), {"seqs": seqs}).rowcount < len(seqs):
+    seqs = [row.seq for row in new if row.seq not in is_done]
+    if seqs and conn.execute(_RECEIVED.on(conn), {"seqs": seqs}).rowcount < len(seqs):
         conn.execute(_NOT_RECEIVED.on(conn), {"seqs": seqs})
     return Distributed(len(rows) == BATCH or len(new) < len(rows), bool(to_channels), strangers)
 
@@ -161,10 +161,10 @@ def _bounded(conn: Connection, rows: Sequence[Any]) -> list[Any]:
     return taken
 
 
-def _to_addressees(conn: Connection, addressed: Sequence[Any]) -> frozenset[str]:
-    """Returns those that nobody knows; what is for them is kept."""
+def _to_addressees(conn: Connection, addressed: Sequence[Any]) -> tuple[frozenset[str], Collection[int]]:
+    """Returns those that nobody knows, for whom it is kept; and the messages that are new no longer."""
     if not addressed:
-        return frozenset()
+        return frozenset(), ()
     ended = {row.addressee for row in addressed if row.box is not None and not row.is_live}
     boxes: dict[str, str | None] = {row.addressee: row.box for row in addressed if row.is_live}
     boxes |= _boxes_of(conn, ended) if ended else {}
@@ -173,18 +173,32 @@ def _to_addressees(conn: Connection, addressed: Sequence[Any]) -> frozenset[str]
         for row in addressed
         if (box := boxes.get(row.addressee, row.addressee)) is not None
     ]
-    if rows:
-        conn.execute(_PUT.on(conn), {"rows": as_rows(rows)})
-    return frozenset(row.addressee for row in addressed if row.box is None)
+    strangers = frozenset(row.addressee for row in addressed if row.box is None)
+    if not rows:
+        return strangers, ()
+    seqs = {row["seq"] for row in rows}
+    if conn.dialect.name == "postgresql":
+        conn.execute(_PUT_AND_MARK, {"rows": as_rows(rows), "seqs": list(seqs)})
+        return strangers, seqs
+    conn.execute(_PUT.on(conn), {"rows": as_rows(rows)})
+    return strangers, ()
 
 
-@Prepared
-def _PUT(dialect: str) -> Any:
+def _putting(dialect: str) -> Any:
     given = given_rows(dialect, "rows", {"receiver": Text, "kind": Text, "name": Text, "seq": BigInteger})
     columns = ["receiver", "kind", "name", "seq", "is_queued", "is_new"]
     # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
     rows = select(*given.c, literal(False), literal(True)).where(text("1 = 1"))
     return insert_for(dialect)(inbox).from_select(columns, rows, include_defaults=False).on_conflict_do_nothing()
+
+
+_PUT = Prepared(_putting)
+_PUT_AND_MARK = (
+    update(messages)
+    .where(is_one_of("postgresql", _M.seq, "seqs", BigInteger))
+    .values(is_new=False)
+    .add_cte(_putting("postgresql").cte("put"))
+)
 
 
 def _boxes_of(conn: Connection, instance_ids: Collection[str]) -> dict[str, str | None]:

@@ -29,19 +29,20 @@ STEP: Columns = {
 _RECORDED = (_C.instance_id, _C.activity_id, _C.branch, _C.position, _C.event_type, _C.event_data, _C.format, _C.seq)
 
 
-def inserting(dialect: str, given: FromClause, rows: FromClause) -> Any:
-    """Write the steps among *rows* that are not recorded yet, and return their keys; *given* has the columns."""
+def inserting(dialect: str, given: FromClause, rows: FromClause, *, is_new: bool = False) -> Any:
+    """Write the steps among *rows* that are not recorded yet, and return their keys; *given* has the columns.
+
+    :param is_new: None of them can be recorded; if one is, the statement fails.
+    """
     values: list[ColumnElement[Any]] = [given.c[name] for name in STEP]
     if dialect == "postgresql":  # SQLite would make a number of it
         values = [cast(given.c[name], _C.event_data.type) if name == "event_data" else given.c[name] for name in STEP]
     # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
     query = select(*values, clock()).select_from(rows).where(text("1 = 1"))
-    return (
-        insert_for(dialect)(history)
-        .from_select([*STEP, "created_at"], query, include_defaults=False)
-        .on_conflict_do_nothing(index_elements=["instance_id", "activity_id"])
-        .returning(_C.instance_id, _C.activity_id)
-    )
+    writing = insert_for(dialect)(history).from_select([*STEP, "created_at"], query, include_defaults=False)
+    if not is_new:
+        writing = writing.on_conflict_do_nothing(index_elements=["instance_id", "activity_id"])
+    return writing.returning(_C.instance_id, _C.activity_id)
 
 
 @Prepared

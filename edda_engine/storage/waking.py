@@ -8,10 +8,23 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, bindparam, func, select, text, union, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Update,
+    bindparam,
+    false,
+    func,
+    select,
+    text,
+    true,
+    union,
+    union_all,
+    update,
+)
 
 from edda_engine.core.status import FINISHED
 from edda_engine.storage import inboxes
@@ -102,22 +115,14 @@ def _wake(conn: Connection, boxes: Collection[str], strangers: Collection[str]) 
     in_use = (live | set(boxes).intersection(strangers)) - found
     ready = [box for box in boxes if box not in in_use]
     has_returned = _empty_ended(conn, set(ready) - found)
-    came = defaultdict(set)
-    handed = set()
-    for row in conn.execute(_CAME.on(conn), {"boxes": ready}).all():
-        came[row.receiver].add((row.kind, row.name))
-        if row.is_queued:
-            handed.add((row.receiver, row.name))
     able = [row for row in locked if not row.is_blocked]
-    awaited, competing = _awaited(conn, {row.instance_id: row.box for row in able})
-    woken = [row for row in able if came[row.box] & awaited[row.box]]
+    mail = _look(conn, ready, {row.instance_id: row.box for row in able})
+    woken = [row for row in able if mail.came[row.box] & mail.awaited[row.box]]
     due = [row for row in woken if row.locked_by is None]
-    if due:
-        conn.execute(_MAKE_DUE.on(conn), {"ids": [row.instance_id for row in due]})
     # Under the lock of the instance nobody else puts anything into its inbox.
-    conn.execute(_SEEN.on(conn), {"boxes": ready})
+    _settle(conn, ready, [row.instance_id for row in due])
     # Handed over while a transaction that is over by now gave up the wait for it, or blocked its instance.
-    has_returned |= inboxes.return_surplus(conn, handed, competing)
+    has_returned |= inboxes.return_surplus(conn, mail.handed, mail.competing)
     return Delivered(
         frozenset((row.service, row.workflow_name) for row in due),
         frozenset(row.locked_by for row in woken if row.locked_by is not None),
@@ -136,21 +141,67 @@ def _LOCKED(dialect: str) -> Any:
     )
 
 
-_CAME = Prepared(
-    lambda dialect: (
-        select(_N.receiver, _N.kind, _N.name, _N.is_queued)
+@dataclass(frozen=True, slots=True)
+class _Mail:
+    """What has come into mailboxes, and what is waited for."""
+
+    came: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    handed: set[tuple[str, str]] = field(default_factory=set)
+    """Mailboxes, and the queues that something came from."""
+    awaited: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    competing: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many messages of which queues are waited for."""
+
+
+def _look(conn: Connection, boxes: Collection[str], readers: Mapping[str, str]) -> _Mail:
+    """What is new in these mailboxes, and what the instances that read them wait for; *readers* tells which reads which."""
+    mail = _Mail()
+    for row in conn.execute(_MAIL.on(conn), {"boxes": boxes, "ids": list(readers)}).all():
+        if row.has_come:
+            mail.came[row.whose].add((row.kind, row.name))
+            mail.handed.update([(row.whose, row.name)] if row.is_queued else [])
+        else:
+            box = readers[row.whose]
+            mail.awaited[box].add((row.kind, row.name))
+            mail.competing[box, row.name] += row.is_queued
+    return mail
+
+
+@Prepared
+def _MAIL(dialect: str) -> Any:
+    return union_all(
+        select(true().label("has_come"), _N.receiver.label("whose"), _N.kind, _N.name, _N.is_queued)
         .where(_N.is_new, is_one_of(dialect, _N.receiver, "boxes"))
-        .distinct()
+        .distinct(),
+        select(false(), waits.c.instance_id, waits.c.kind, waits.c.name, waits.c.is_competing).where(
+            is_one_of(dialect, waits.c.instance_id, "ids")
+        ),
     )
-)
-_MAKE_DUE = Prepared(
-    lambda dialect: (
+
+
+def _settle(conn: Connection, boxes: Collection[str], due_ids: Collection[str]) -> None:
+    """What is new in these mailboxes is seen, and these instances are due."""
+    if not due_ids:
+        conn.execute(_SEEN.on(conn), {"boxes": boxes})
+    elif conn.dialect.name == "postgresql":
+        conn.execute(_BOTH, {"boxes": boxes, "ids": due_ids})
+    else:
+        conn.execute(_SEEN.on(conn), {"boxes": boxes})
+        conn.execute(_MAKE_DUE.on(conn), {"ids": due_ids})
+
+
+def _seeing(dialect: str) -> Update:
+    return update(inbox).where(_N.is_new, is_one_of(dialect, _N.receiver, "boxes")).values(is_new=False)
+
+
+def _making_due(dialect: str) -> Update:
+    return (
         update(instances).where(is_one_of(dialect, _I.instance_id, "ids")).values(wake_at=clock(), updated_at=clock())
     )
-)
-_SEEN = Prepared(
-    lambda dialect: update(inbox).where(_N.is_new, is_one_of(dialect, _N.receiver, "boxes")).values(is_new=False)
-)
+
+
+_SEEN, _MAKE_DUE = Prepared(_seeing), Prepared(_making_due)
+_BOTH = _seeing("postgresql").add_cte(_making_due("postgresql").cte("due"))
 
 
 def _empty_ended(conn: Connection, boxes: Collection[str]) -> bool:
@@ -162,23 +213,3 @@ def _empty_ended(conn: Connection, boxes: Collection[str]) -> bool:
         return False
     ended = conn.execute(select(_I.instance_id).where(_I.instance_id.in_(boxes))).scalars().all()
     return bool(ended) and inboxes.empty(conn, ended)
-
-
-def _awaited(
-    conn: Connection, boxes: Mapping[str, str]
-) -> tuple[dict[str, set[tuple[str, str]]], Counter[tuple[str, str]]]:
-    """What the instances of these mailboxes wait for, and how many messages of which queues."""
-    awaited: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    competing: Counter[tuple[str, str]] = Counter()
-    for row in conn.execute(_AWAITED.on(conn), {"ids": list(boxes)}).all():
-        box = boxes[row.instance_id]
-        awaited[box].add((row.kind, row.name))
-        competing[box, row.name] += row.is_competing
-    return awaited, competing
-
-
-_AWAITED = Prepared(
-    lambda dialect: select(waits.c.instance_id, waits.c.kind, waits.c.name, waits.c.is_competing).where(
-        is_one_of(dialect, waits.c.instance_id, "ids")
-    )
-)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 
 from edda_engine.core.events import EventType, StepKey
-from edda_engine.core.ports import NewInstance, OutboxEvent, WaitKind, WaitRequest
+from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutboxEvent, OutgoingMessage, WaitKind, WaitRequest
 from edda_engine.core.status import Status
 from edda_engine.storage import instances
 from edda_engine.storage.at_once import is_plain, write_at_once
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import Database
+from edda_engine.storage.delivery import deliver
+from edda_engine.storage.messages import insert_messages
 from edda_engine.storage.retries import RetryState
 from edda_engine.storage.starts import Started, insert_instance
 from edda_engine.storage.units import (
@@ -153,18 +157,21 @@ def test_what_is_late_is_not_told_that_its_workers_new_lease_has_written_it(
 
 def test_only_what_touches_nothing_else_is_plain() -> None:
     holder = Holder("a", "w", 1)
-    sent = OutboxEvent("event-1", "t", "s", "application/json", "{}")
+    event = OutboxEvent("event-1", "t", "s", "application/json", "{}")
     assert is_plain(step(holder))
     assert is_plain(timer(holder))
+    assert is_plain(waiting(holder))
+    assert is_plain(waiting(holder, kind=WaitKind.MESSAGE, name=DIRECT_CHANNEL))
     assert is_plain(End(holder, Status.COMPLETED))
     assert is_plain(End(holder, Status.FAILED, had_waits=True, had_retries=True))
     assert is_plain(Start(new("a")))
     others: list[Unit] = [
-        step(holder, outbox=(sent,)),
+        step(holder, outbox=(event,)),
         step(holder, ends_wait=True),
         step(holder, had_retries=True),
         replace(timer(holder), is_asked_again=False),
-        replace(timer(holder), request=WaitRequest(WaitKind.EVENT, "paid", seconds=1.0)),
+        replace(waiting(holder), is_asked_again=False),
+        waiting(holder, kind=WaitKind.MESSAGE, name="prices"),
         End(holder, Status.COMPLETED, mailbox="a"),
         End(holder, Status.RECURRED, successor=Successor("b", "{}", "hash")),
         Wait(holder, Status.WAITING_FOR_TIMER, 1.0),
@@ -212,6 +219,100 @@ def test_it_leaves_timers_that_are_not_due_not_registered_asked_to_stop_or_lost(
 
     assert tables.value("SELECT count(*) FROM edda_waits") == 3
     assert tables.rows("SELECT 1 FROM edda_history") == []
+
+
+def waiting(holder: Holder, number: int = 1, *, kind: WaitKind = WaitKind.EVENT, name: str = "paid") -> Take:
+    """A wait that its body asks for again."""
+    request = WaitRequest(kind, name, seconds=5.0)
+    return Take(holder, StepKey(f"wait:{number}", "b", number), number, "wait", holder.instance_id, request, True)
+
+
+def sent(database: Database, addressee: str | None, data: str | None = '"it\'s \\"here\\" ü"', **more: Any) -> None:
+    """An event that has come into the inboxes of those who get it."""
+    about = {"kind": "event", "name": "paid", "metadata_json": '{"source":"bänk"}', "data_json": data} | more
+    message = OutgoingMessage(f"m-{addressee}", addressee=addressee, **about)
+    run(database, lambda conn: insert_messages(conn, [message]))
+    run(database, deliver)
+
+
+def received(tables: Tables, instance_id: str) -> list[dict[str, Any]]:
+    """What history says, but for what differs from one message to another."""
+    rows = tables.rows(f"SELECT * FROM edda_history WHERE instance_id = '{instance_id}' ORDER BY seq")
+    for row in rows:
+        event = row["event_data"] = (
+            json.loads(row["event_data"]) if isinstance(row["event_data"], str) else row["event_data"]
+        )
+        assert event["result"].pop("id") == f"m-{instance_id}"
+        assert abs(datetime.now(UTC) - datetime.fromisoformat(event["result"].pop("published_at"))) < timedelta(
+            minutes=5
+        )
+        assert event["taken"].pop("seq") > 0
+        del row["instance_id"], row["created_at"]
+    return rows
+
+
+@pytest.mark.parametrize("more", [{}, {"data": "null"}, {"kind": "message", "name": DIRECT_CHANNEL}])
+def test_what_was_sent_to_one_is_taken_as_in_several_statements(
+    database: Database, tables: Tables, more: dict[str, Any]
+) -> None:
+    a, b = held(database, "a", "b")
+    about = {"kind": WaitKind(more.get("kind", "event")), "name": more.get("name", "paid")}
+    for holder in (a, b):
+        registered(database, waiting(holder, **about))
+        sent(database, holder.instance_id, **more)
+
+    (slowly,) = run(database, lambda conn: commit_units(conn, [waiting(a, **about)]))
+    (found,) = at_once(database, waiting(b, **about))
+
+    assert isinstance(slowly, AlreadyRecorded)
+    assert isinstance(found, AlreadyRecorded)
+    kept = ("activity_id", "branch", "position", "event_type", "format")
+    assert [getattr(found.event, name) for name in kept] == [getattr(slowly.event, name) for name in kept]
+    assert found.event.event_data.keys() == slowly.event.event_data.keys()
+    assert received(tables, "a") == received(tables, "b")
+    for left in ("edda_waits", "edda_inbox", "edda_messages"):
+        assert tables.rows(f"SELECT 1 FROM {left}") == []
+
+
+def test_the_oldest_is_taken_first_and_one_for_each_wait(database: Database, tables: Tables) -> None:
+    (a,) = held(database, "a")
+    registered(database, waiting(a, 1), waiting(a, 2))
+    for number in (1, 2):
+        sent(database, "a", str(number))
+
+    first, second = at_once(database, waiting(a, 1), waiting(a, 2))
+
+    assert isinstance(first, AlreadyRecorded)
+    assert (first.event.event_data["result"]["data"], second) == (1, None)
+    (second,) = at_once(database, waiting(a, 2))
+    assert isinstance(second, AlreadyRecorded)
+    assert second.event.event_data["result"]["data"] == 2
+    assert at_once(database, waiting(a, 2)) == [None]
+
+
+def test_it_leaves_what_was_sent_to_all_what_is_bytes_what_is_recorded_asked_to_stop_lost_or_not_registered(
+    database: Database, tables: Tables
+) -> None:
+    everybody = held(database, *"abcdef")
+    registered(database, *(waiting(holder) for holder in everybody if holder.instance_id != "f"))
+    sent(database, None)
+    tables.execute("DELETE FROM edda_inbox WHERE receiver <> 'a'")
+    for each in "bcdef":
+        more: dict[str, Any] = {"data": None, "data_binary": b"bytes"} if each == "b" else {}
+        sent(database, each, **more)
+    recorded = replace(step(everybody[2]), key=waiting(everybody[2]).key)
+    run(database, lambda conn: commit_units(conn, [recorded]))
+    run(database, lambda conn: instances.request_cancel(conn, "d", "why"))
+    tables.take_away("e")
+    before = tables.rows("SELECT * FROM edda_inbox ORDER BY receiver")
+
+    assert at_once(database, *map(waiting, everybody)) == [None] * 6
+
+    assert tables.rows("SELECT * FROM edda_inbox ORDER BY receiver") == before
+    assert len(before) == 6
+    assert tables.value("SELECT count(*) FROM edda_messages") == 6
+    assert tables.value("SELECT count(*) FROM edda_waits") == 5
+    assert tables.value("SELECT count(*) FROM edda_history") == 1
 
 
 def test_an_end_leaves_no_wait_and_no_attempt_of_its_own_behind(database: Database, tables: Tables) -> None:
