@@ -211,5 +211,6 @@ def _empty_ended(conn: Connection, boxes: Collection[str]) -> bool:
     """
     if not boxes:
         return False
-    ended = conn.execute(select(_I.instance_id).where(_I.instance_id.in_(boxes))).scalars().all()
+    # Not merely one that is there: it may have been started since its box was looked for.
+    ended = conn.execute(select(_I.instance_id).where(_I.instance_id.in_(boxes), ~NOT_FINISHED)).scalars().all()
     return bool(ended) and inboxes.empty(conn, ended)

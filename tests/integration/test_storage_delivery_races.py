@@ -6,7 +6,7 @@ Only on PostgreSQL: SQLite admits one writer.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -282,3 +282,23 @@ def test_what_leads_to_a_message_that_is_gone_is_passed_over(database: Database)
     assert isinstance(answer, Taken)
     assert json.loads(answer.message_json)["id"] == "m1"
     assert receivers(database) == []
+
+
+def test_what_was_sent_to_an_instance_that_is_started_while_it_is_delivered_is_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(database, lambda conn: insert_messages(conn, [direct_message("late")]))
+    assert run(database, delivery.deliver).is_unfinished  # nobody is there yet
+    live_among = waking.live_among
+
+    def started_just_then(conn: Connection, boxes: Collection[str]) -> set[str]:
+        found = live_among(conn, boxes)
+        run(database, lambda other: insert_instance(other, NewInstance("late", "flow", "tests", "{}", "hash", 300.0)))
+        return found
+
+    monkeypatch.setattr(waking, "live_among", started_just_then)
+    run(database, delivery.deliver)
+
+    with database.engine.connect() as conn:
+        assert conn.execute(select(func.count()).select_from(inbox).where(inbox.c.receiver == "late")).scalar() == 1
+        assert conn.execute(select(func.count()).select_from(messages)).scalar() == 1
