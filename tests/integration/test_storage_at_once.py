@@ -290,6 +290,24 @@ def test_the_oldest_is_taken_first_and_one_for_each_wait(database: Database, tab
     assert at_once(database, waiting(a, 2)) == [None]
 
 
+def test_each_of_a_batch_gets_what_was_sent_to_it(database: Database, tables: Tables) -> None:
+    a, b, c = held(database, "a", "b", "c")
+    registered(database, waiting(a), waiting(b), waiting(c, name="shipped"))
+    sent(database, "b", '"for b"')
+    sent(database, "a", '"for a"')
+    sent(database, "c", '"for c"', name="shipped")
+
+    first, second, third, other = at_once(database, waiting(a), waiting(b), waiting(c, name="shipped"), step(a, 2))
+
+    for found, data in ((first, "for a"), (second, "for b"), (third, "for c")):
+        assert isinstance(found, AlreadyRecorded)
+        assert found.event.event_data["result"]["data"] == data
+    assert other == Saved()
+    assert tables.value("SELECT count(*) FROM edda_history") == 4
+    for left in ("edda_waits", "edda_inbox", "edda_messages"):
+        assert tables.rows(f"SELECT 1 FROM {left}") == []
+
+
 def test_it_leaves_what_was_sent_to_all_what_is_bytes_what_is_recorded_asked_to_stop_lost_or_not_registered(
     database: Database, tables: Tables
 ) -> None:
