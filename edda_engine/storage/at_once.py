@@ -221,7 +221,7 @@ def _firing(held: CTE) -> CTE:
 
 
 def _received(held: CTE) -> Select[Any]:
-    taken, with_it = receiving.receiving("receives", held)
+    taken, with_it = receiving.receiving("receives", held, _is_of_holder)
     row = _row(_STEP, taken.c.instance_id, taken.c.activity_id, held.c.lock_epoch, false(), null(), taken.c.event_data)
     return row.join_from(taken, held, held.c.instance_id == taken.c.instance_id).add_cte(*with_it)
 

@@ -8,7 +8,7 @@ sent to more than one, what comes out of a queue, and bytes go the long way of :
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
 
@@ -40,6 +40,8 @@ _M = messages.c
 _N = inbox.c
 _W = waits.c
 
+IsOfHolder = Callable[[FromClause, CTE], ColumnElement[bool]]
+
 _MESSAGE = "message"
 _RECEIVE: Columns = {**steps.STEP, "worker_id": Text, "epoch": Integer, "mailbox": Text, "kind": Text, "name": Text}
 
@@ -70,12 +72,13 @@ def _begun(take: Take) -> Step:
     return ended(take, event_json(take.about).removesuffix("}"))  # what was taken is added by the statement
 
 
-def receiving(parameter: str, held: CTE) -> tuple[CTE, tuple[CTE, ...]]:
+def receiving(parameter: str, held: CTE, is_of_holder: IsOfHolder) -> tuple[CTE, tuple[CTE, ...]]:
     """What was taken, with the ``event_data`` of its step; and what goes with it.
 
-    :param held: The instances that are locked, with ``locked_by``, ``lock_epoch`` and ``is_cancelled``.
+    :param held: The instances that are locked, with ``is_cancelled``.
+    :param is_of_holder: Whether a given row is of one who holds its instance.
     """
-    found = _found(parameter, held)
+    found = _found(parameter, held, is_of_holder)
     left = (
         delete(inbox)
         .where(_N.receiver == found.c.mailbox, _N.kind == found.c.kind, _N.name == found.c.name)
@@ -92,19 +95,14 @@ def receiving(parameter: str, held: CTE) -> tuple[CTE, tuple[CTE, ...]]:
     return taken.cte("taken"), (forgotten, over.cte("over_waits"))
 
 
-def _found(parameter: str, held: CTE) -> CTE:
+def _found(parameter: str, held: CTE, is_of_holder: IsOfHolder) -> CTE:
     given = given_rows(_PG, parameter, _RECEIVE, name="receives")
     oldest = (
         select(func.min(_N.seq))
         .where(_N.receiver == given.c.mailbox, _N.kind == given.c.kind, _N.name == given.c.name)
         .scalar_subquery()
     )
-    of_holder = and_(
-        held.c.instance_id == given.c.instance_id,
-        held.c.locked_by == given.c.worker_id,
-        held.c.lock_epoch == given.c.epoch,
-        ~held.c.is_cancelled,
-    )
+    may_take = and_(is_of_holder(given, held), ~held.c.is_cancelled)
     of_wait = and_(
         _W.instance_id == given.c.instance_id, _W.activity_id == given.c.activity_id, _W.is_competing == false()
     )
@@ -115,7 +113,7 @@ def _found(parameter: str, held: CTE) -> CTE:
     columns = {name: given.c[name] for name in _RECEIVE} | {"event_data": _event_data(given), _MESSAGE: _M.seq}
     return (
         select(*(column.label(name) for name, column in columns.items()))
-        .select_from(given.join(held, of_holder).join(waits, of_wait).join(messages, is_for_one))
+        .select_from(given.join(held, may_take).join(waits, of_wait).join(messages, is_for_one))
         .where(~is_recorded)
         .cte("found")
     )
