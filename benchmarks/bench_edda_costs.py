@@ -28,7 +28,7 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from edda_engine.storage import instances
+from edda_engine.storage import claiming
 from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
 
 given = arguments(
@@ -188,7 +188,7 @@ def asleep() -> None:
             one_step.start(key)
             db.session.commit()
             at = time.perf_counter()
-            leases = instances.claim_due(
+            leases = claiming.claim_due(
                 db.session.connection(), worker_id="bench", service="edda", names=["one_step"], limit=64
             )
             took.append(time.perf_counter() - at)

@@ -27,7 +27,7 @@ from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.settings import EngineSettings
 from edda_engine.storage import channels, history, instances, outbox, workers
 from edda_engine.storage.database import Database, is_outage
-from edda_engine.storage.messages import insert_messages
+from edda_engine.storage.messages import insert_if_known, insert_messages
 from edda_engine.storage.starts import insert_instance
 from edda_engine.workflow import DeclaredWorkflow, StartOptions
 
@@ -327,9 +327,10 @@ def send_with(conn: Connection, message: OutgoingMessage) -> None:
 
     :raises InstanceNotFoundError: it is for an instance that does not exist.
     """
-    if message.addressee is not None and not instances.is_known(conn, message.addressee):
+    if message.addressee is None:
+        insert_messages(conn, [message])
+    elif not insert_if_known(conn, message):
         raise InstanceNotFoundError(message.addressee)
-    insert_messages(conn, [message])
 
 
 def _refuse_unknown(instance_id: str) -> NoReturn:

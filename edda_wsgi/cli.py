@@ -20,7 +20,8 @@ from edda_engine.core.status import WAITING, Status
 from edda_engine.errors import EddaError
 from edda_engine.outbox.publishers import load_publisher
 from edda_engine.storage import migrate
-from edda_engine.storage.database import is_outage, shown_url
+from edda_engine.storage.connecting import shown_url
+from edda_engine.storage.database import is_outage
 from edda_engine.version import __version__
 from edda_engine.workflow import StartOptions, workflows
 from edda_wsgi import cli_outbox, cli_prune, cli_talking, health, lifecycle, terminal

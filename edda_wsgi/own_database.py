@@ -14,7 +14,8 @@ from pathlib import Path
 from flask import Flask, has_app_context
 from sqlalchemy import URL, Engine
 
-from edda_engine.storage.database import Database, normalized_url, refuse_autocommit, shown_url
+from edda_engine.storage.connecting import shown_url
+from edda_engine.storage.database import Database, normalized_url, refuse_autocommit
 from edda_wsgi import starts
 from edda_wsgi.session import SessionSource
 from edda_wsgi.writers import Writers

@@ -26,10 +26,11 @@ from edda_engine.runtime.past import Past, load_pasts
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.wakeups import Alarm
-from edda_engine.storage import instances, outlook
+from edda_engine.storage import claiming, instances, outlook
+from edda_engine.storage.claim_at_once import claim_at_once
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.delivery import deliver
-from edda_engine.storage.instances import Lease
 from edda_engine.storage.outlook import Outlook
 from edda_engine.storage.waking import Delivered
 from edda_engine.workflow import workflows
@@ -43,11 +44,17 @@ CALM = 5
 PARKED_ELSEWHERE_SECONDS = 0.02
 """How long the worker that may have the suspended body is let go first; it goes on without replay."""
 
+_FOR_ONE_STATEMENT = 2
+"""With less room than this who is due and who has got something would not both have their turn."""
+
 _MARGIN_SECONDS = 0.001
 _FULL_PAUSE_SECONDS = 0.02
 _CLAIM_AGAIN_SECONDS = 0.005
 _DELIVER_AGAIN_SECONDS = (0.005, 0.1)
 _AFTER_OUTAGE_SECONDS = 0.5
+_BEGIN_SECONDS = 0.003
+"""So long what was claimed has the processor to itself."""
+
 _NOTHING = Delivered()
 
 
@@ -61,6 +68,9 @@ class _Found:
     delivered: Delivered = _NOTHING
     is_full: bool = False
     """It brought as much as was asked for: there may be more."""
+
+
+_NOT_LOOKED = _Found(None)
 
 
 class Claimer:
@@ -141,15 +151,21 @@ class Claimer:
                 is_from_here, self._is_woken_from_here = self._is_woken_from_here, False
                 # Kept until what is claimed is held: starts that begin here meanwhile must not take the same places.
                 kept = executor.promises.give(BATCH, room=self._max_running - len(executor.held))
+                found: _Found | None = _NOT_LOOKED
                 try:
                     self._is_full = kept == 0
                     if self._is_full and is_from_here:
                         self._notify(self._service_name)
-                    may_be_more = self._may_search() and await self._claim(executor, kept, is_told=is_told)
+                    if self._may_search():
+                        found = await self._claim(executor, kept, is_told=is_told)
                 finally:
                     executor.promises.end(kept)
-                if not may_be_more:
+                if found is None or found.is_full:
+                    continue
+                if found is _NOT_LOOKED or await self._look_ahead(found):
                     is_told = await self._rest()
+                else:
+                    is_told = is_told or self._woken.is_set()
         finally:
             self._alarm.cancel()
 
@@ -165,14 +181,17 @@ class Claimer:
     async def _rest(self) -> bool:
         """Sleep until woken, or until it is time to look; True if woken."""
         is_calm = self._is_calm and not self._is_full and self._is_listening()
+        return await self._is_woken_in(self._poll_interval * (CALM if is_calm else 1))
+
+    async def _is_woken_in(self, seconds: float) -> bool:
         # Not wait_for(): before Python 3.12 it may swallow a cancellation.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._poll_interval * (CALM if is_calm else 1)):
+            async with asyncio.timeout(seconds):
                 await self._woken.wait()
         return self._woken.is_set()
 
-    async def _claim(self, executor: Executor, limit: int, *, is_told: bool) -> bool:
-        """Deliver messages and take what is due; True if there may be more."""
+    async def _claim(self, executor: Executor, limit: int, *, is_told: bool) -> _Found | None:
+        """Deliver messages and take what is due; ``None`` if the database did not say."""
         self._is_calm = False
         names = workflows.names()
         limit = limit if names else 0
@@ -183,7 +202,7 @@ class Claimer:
             pasts = await self._service.read(lambda conn: load_pasts(conn, known)) if known else {}
         except Exception as error:
             await self._pause_after(error)
-            return True
+            return None
         if self._has_outage:
             await self._after_outage(executor, [lease.instance_id for lease in found.leases])
         late = []
@@ -195,17 +214,17 @@ class Claimer:
         if late:
             await self._take_late(executor, late)
         self._follow_up(executor, found.delivered, claimed=names if limit else [])
-        if found.is_full:
-            return True
-        return await self._look_ahead(found.left)
+        return found
 
-    async def _look_ahead(self, seen: Outlook | None) -> bool:
-        """See what is next, once what was found is on its way; True if the database did not say."""
+    async def _look_ahead(self, found: _Found) -> bool:
+        """See what is next, once what was found is on its way; False if there is more to claim before."""
+        if found.leases and await self._is_woken_in(_BEGIN_SECONDS):
+            return False
         try:
-            left = seen if seen is not None else await self._service.call(self._look_alone)
+            left = found.left if found.left is not None else await self._service.call(self._look_alone)
         except Exception as error:
             await self._pause_after(error)
-            return True
+            return False
         self._is_calm = not left.has_work
         self._set_alarm(left)
         if left.has_due and not self._is_full:
@@ -214,7 +233,7 @@ class Claimer:
             self._claim_again_seconds = min(2 * self._claim_again_seconds, self._poll_interval)
         else:
             self._claim_again_seconds = _CLAIM_AGAIN_SECONDS
-        return False
+        return True
 
     def _look_alone(self) -> Outlook:
         with self._database.autocommitting() as conn:
@@ -287,10 +306,25 @@ class Claimer:
             seen = self._look_alone()
             if not (seen.has_messages or (seen.has_due and limit)):
                 return _Found(seen)
+        at_once: tuple[Lease, ...] = ()
+        if not (offers_again or self._database.is_sqlite or limit < _FOR_ONE_STATEMENT):
+            self._probe("claim.before_commit")
+            claimed = claim_at_once(
+                self._database.execute_alone,
+                worker_id=self._worker_id,
+                service=self._service_name,
+                names=names,
+                limit=limit,
+            )
+            at_once = claimed.leases
+            if not claimed.has_mail:
+                return _Found(None, at_once, is_full=limit == len(at_once))
+            self._probe("claim.after_commit")
         with self._database.write() as conn:
-            delivered, leases = self._take(conn, names, limit, offers_again=offers_again)
+            delivered, leases = self._take(conn, names, limit - len(at_once), offers_again=offers_again)
         if not delivered.is_unfinished:
             self._offered_to = names
+        leases = [*at_once, *leases]
         return _Found(None, tuple(leases), delivered, is_full=0 < limit == len(leases))
 
     def _take(
@@ -298,7 +332,7 @@ class Claimer:
     ) -> tuple[Delivered, list[Lease]]:
         delivered = deliver(conn, service=self._service_name, names=names, offers_again=offers_again)
         leases = (
-            instances.claim_due(conn, worker_id=self._worker_id, service=self._service_name, names=names, limit=limit)
+            claiming.claim_due(conn, worker_id=self._worker_id, service=self._service_name, names=names, limit=limit)
             if limit
             else []
         )

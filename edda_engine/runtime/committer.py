@@ -173,9 +173,8 @@ class Committer:
         if self._database.is_sqlite or not all(map(is_plain, units)):
             return batch
         try:
-            with self._database.autocommitting() as conn:
-                self._probe("batch.before_commit")
-                outcomes = write_at_once(conn, units)
+            self._probe("batch.before_commit")
+            outcomes = write_at_once(self._database.execute_alone, units)
             self._probe("batch.after_commit")
         except Exception as error:  # not the database's only, as below
             self._refused = error if not may_be_repeated(error) else None

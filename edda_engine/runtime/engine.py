@@ -41,9 +41,9 @@ from edda_engine.runtime.watch import LoopWatch
 from edda_engine.settings import EngineSettings
 from edda_engine.storage import migrate, outbox
 from edda_engine.storage.async_engine import AsyncEngines
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.commit import Refused, Start, Started
 from edda_engine.storage.database import Database, is_outage
-from edda_engine.storage.instances import Lease
 from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL
 from edda_engine.threads import DaemonThreads
 from edda_engine.version import __version__

@@ -39,8 +39,8 @@ from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.takeovers import Takeovers
 from edda_engine.runtime.transactions import refused_by_database
 from edda_engine.storage import history, instances, waits
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import is_outage
-from edda_engine.storage.instances import Lease
 from edda_engine.storage.units import AlreadyRecorded, Block, End, HeldUnit, LeaseLost, Outcome, Saved, Wait
 from edda_engine.workflow import workflows
 

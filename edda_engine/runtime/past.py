@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from edda_engine.core.events import Recorded
 from edda_engine.storage import history, retries
-from edda_engine.storage.instances import Lease
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.retries import RetryState
 
 

@@ -36,7 +36,7 @@ from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever, wake
 from edda_engine.runtime.unawaited import Unawaited
-from edda_engine.storage.instances import Lease
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.units import HeldUnit, Holder, LeaseLost, Outcome, PutBack, Step, Successor
 from edda_engine.workflow import DeclaredWorkflow
 

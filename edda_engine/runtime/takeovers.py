@@ -18,8 +18,8 @@ from edda_engine.runtime.committer import Committer
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.storage import instances
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import is_outage
-from edda_engine.storage.instances import Lease
 from edda_engine.storage.units import Block, Holder
 
 _log = logging.getLogger(__name__)

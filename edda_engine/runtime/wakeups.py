@@ -8,6 +8,7 @@ the claimer looks now and then without one.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import sqlite3
 import threading
@@ -23,37 +24,48 @@ from edda_engine.storage.database import Database
 _log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.02
+REMEMBERED = 1000
+"""So many times an alarm remembers."""
+
+_MOMENT_SECONDS = 0.0005
 _AFTER_ERROR_SECONDS = 0.5
 
 
 class Alarm:
-    """Rings once, at the earliest of the times that it was asked for. Lives on the loop.
+    """Rings at the times that it was asked for. Lives on the loop.
 
-    Whoever hears it asks what is next and sets it again, so the later times need not be remembered.
+    Of very many it remembers the nearest: whoever hears it asks what is next, and sets it for that.
     """
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self._call = ring
+        self._times: list[float] = []
         self._handle: asyncio.TimerHandle | None = None
 
     def ring_in(self, seconds: float) -> None:
-        """Ring after so many seconds, or earlier."""
-        loop = asyncio.get_running_loop()
-        when = loop.time() + max(0.0, seconds)
-        if self._handle is not None:
-            if self._handle.when() <= when:
-                return
-            self._handle.cancel()
-        self._handle = loop.call_at(when, self._ring)
+        """Ring after so many seconds."""
+        when = asyncio.get_running_loop().time() + max(0.0, seconds)
+        bisect.insort(self._times, when)
+        del self._times[REMEMBERED:]
+        if self._handle is None or when < self._handle.when():
+            self._set()
 
     def cancel(self) -> None:
         """Do not ring."""
+        self._times.clear()
+        self._set()
+
+    def _set(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+        if self._times:
+            self._handle = asyncio.get_running_loop().call_at(self._times[0], self._ring)
 
     def _ring(self) -> None:
-        self._handle = None
+        # What is due in the same moment is one reason to ring.
+        del self._times[: bisect.bisect_right(self._times, asyncio.get_running_loop().time() + _MOMENT_SECONDS)]
+        self._set()
         self._call()
 
 

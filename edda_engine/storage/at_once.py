@@ -12,13 +12,13 @@ seldom, and :mod:`edda_engine.storage.commit` finds out which it is. Only on Pos
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
     CTE,
     ColumnElement,
-    CompoundSelect,
     Connection,
     FromClause,
     Integer,
@@ -38,6 +38,7 @@ from sqlalchemy import (
 from edda_engine.core.events import EventType, event_json
 from edda_engine.core.ports import WaitKind
 from edda_engine.storage import history, receiving, starts
+from edda_engine.storage.alone import Alone, Execute
 from edda_engine.storage.instances import ENDED
 from edda_engine.storage.prepared import Columns, as_rows, given_rows, is_one_of
 from edda_engine.storage.receiving import is_for_one
@@ -47,7 +48,6 @@ from edda_engine.storage.units import (
     AlreadyRecorded,
     BatchOutcome,
     End,
-    HeldUnit,
     Holder,
     Saved,
     Start,
@@ -65,7 +65,7 @@ _HOLDER: Columns = {"instance_id": Text, "worker_id": Text, "epoch": Integer}
 _STEP_OF_HOLDER: Columns = {**history.STEP, **_HOLDER}
 _END_OF_HOLDER: Columns = {**_HOLDER, "new_status": Text, "new_output": Text, "new_error": Text}
 
-_STARTED, _STEP, _ENDED = "start", "step", "end"
+_STEP, _TIMER, _TAKE, _END, _START = "step", "timer", "take", "end", "start"
 
 
 def is_plain(unit: Unit) -> bool:
@@ -90,37 +90,54 @@ def write_step(conn: Connection, step: Step) -> Saved | None:
     return None if is_cancelled is None else _saved(is_cancelled=is_cancelled)
 
 
-def write_at_once(conn: Connection, units: Sequence[Unit]) -> list[BatchOutcome | None]:
+def write_at_once(execute: Execute, units: Sequence[Unit]) -> list[BatchOutcome | None]:
     """Write plain units, without waiting for an instance; ``None`` for each that is not written."""
-    steps = [unit for unit in units if isinstance(unit, Step)]
-    takes = [unit for unit in units if isinstance(unit, Take)]
-    timers = [unit for unit in takes if unit.request.kind is WaitKind.TIMER]
-    ends = [unit for unit in units if isinstance(unit, End)]
-    new = [(unit.new, unit.claimed_by) for unit in units if isinstance(unit, Start)]
-    held: list[HeldUnit] = [*steps, *takes, *ends]
-    given = {"ids": list({unit.holder.instance_id for unit in held}), "steps": _as_rows(steps)}
-    only_steps = len(steps) == len(units)
-    if not only_steps:
-        given |= {"timers": _as_rows([_fired(timer) for timer in timers]), "ends": as_rows([_end(end) for end in ends])}
-        given |= {"leaving": [end.holder.instance_id for end in ends if end.had_waits or end.had_retries]}
-        given |= {"starts": starts.as_parameter(new, conn.dialect)}
-    has_receives = len(timers) < len(takes)
-    if has_receives:
-        given |= {"receives": receiving.as_parameter(take for take in takes if is_for_one(take))}
-    statement = _STEPS if only_steps else _ALL if has_receives else _OFTEN
-    written = {tuple(row[:4]): row for row in conn.execute(statement, given).all()}
+    of_kind: defaultdict[str, list[Any]] = defaultdict(list)
+    for unit in units:
+        of_kind[_kind(unit)].append(unit)
+    ends, new = of_kind[_END], [(unit.new, unit.claimed_by) for unit in of_kind[_START]]
+    given = {
+        "ids": list({unit.holder.instance_id for unit in units if not isinstance(unit, Start)}),
+        "steps": _as_rows(of_kind[_STEP]),
+        "timers": _as_rows([_fired(timer) for timer in of_kind[_TIMER]]),
+        "receives": receiving.as_parameter(of_kind[_TAKE]),
+        "ends": as_rows([_end(end) for end in ends]),
+        "leaving": [end.holder.instance_id for end in ends if end.had_waits or end.had_retries],
+        "starts": starts.as_parameter(new, _PG),
+    }
+    written = {tuple(row[:4]): row for row in execute(_for(of_kind), given)}
     return [_outcome(unit, written.pop(_key(unit), None)) for unit in units]  # of two that are the same, one
+
+
+def _kind(unit: Unit) -> str:
+    match unit:
+        case Step():
+            return _STEP
+        case Take():
+            return _TIMER if unit.request.kind is WaitKind.TIMER else _TAKE
+        case End():
+            return _END
+        case Start():
+            return _START
+        case _:
+            raise AssertionError(unit)
+
+
+def _for(of_kind: Mapping[str, Collection[Any]]) -> Alone:
+    """Few statements, which the server comes to know soon: for one kind, for all that is frequent, and for all."""
+    kinds = [kind for kind, units in of_kind.items() if units]
+    return _PURE[kinds[0]] if len(kinds) == 1 else _ALL if _TAKE in kinds else _OFTEN
 
 
 def _key(unit: Unit) -> tuple[str, str, str, int]:
     """How a row says that this was written: under this lease, and not under another that the worker had before."""
     match unit:
         case Step() | Take():
-            return _STEP, unit.holder.instance_id, unit.key.activity_id, unit.holder.epoch
+            return _kind(unit), unit.holder.instance_id, unit.key.activity_id, unit.holder.epoch
         case End():
-            return _ENDED, unit.holder.instance_id, "", unit.holder.epoch
+            return _END, unit.holder.instance_id, "", unit.holder.epoch
         case Start():
-            return _STARTED, unit.new.instance_id, "", _NO_EPOCH
+            return _START, unit.new.instance_id, "", _NO_EPOCH
         case _:
             raise AssertionError(unit)
 
@@ -169,24 +186,31 @@ def _one_step() -> Select[Any]:
     return select(held.c.is_cancelled, *limiting_silence(_PG)).join_from(written, held, of_written)
 
 
-def _statement(*, only_steps: bool = False, receives: bool = False) -> CompoundSelect[Any]:
-    """For a batch of steps, of what is frequent, or of units of every kind: few, which the server comes to know soon."""
-    held = _held(read=only_steps, skip_locked=True)
+def _statement(*kinds: str) -> Alone:
+    """For a batch of units of these kinds."""
+    held = _held(read=kinds == (_STEP,), skip_locked=True)
+    of_kind = {_STEP: _stepping, _TIMER: _timing, _TAKE: _received, _END: _ended, _START: _started}
+    return Alone(union_all(*(of_kind[kind](held) for kind in kinds)))
+
+
+def _stepping(held: CTE) -> Select[Any]:
     steps = _writing(held)
-    written = _written(_STEP, steps, steps.c.activity_id, held)
-    if only_steps:
-        return union_all(written)
+    return _written(_STEP, steps, steps.c.activity_id, held)
+
+
+def _timing(held: CTE) -> Select[Any]:
     timers = _firing(held)
+    return _written(_TIMER, timers, timers.c.activity_id, held)
+
+
+def _ended(held: CTE) -> Select[Any]:
     ended = _ending(held)
+    return _written(_END, ended, _NO_STEP, held).add_cte(*_left_behind(ended))
+
+
+def _started(_held: CTE) -> Select[Any]:
     started = starts.inserting(_PG, "starts").cte("started")
-    received = [_received(held)] if receives else []
-    return union_all(
-        written,
-        *received,
-        _written(_STEP, timers, timers.c.activity_id, held),
-        _written(_ENDED, ended, _NO_STEP, held).add_cte(*_left_behind(ended)),
-        _row(_STARTED, started.c.instance_id, _NO_STEP, literal_column(str(_NO_EPOCH)), false(), started.c.started_at),
-    )
+    return _row(_START, started.c.instance_id, _NO_STEP, literal_column(str(_NO_EPOCH)), false(), started.c.started_at)
 
 
 def _held(*, read: bool, skip_locked: bool) -> CTE:
@@ -222,7 +246,7 @@ def _firing(held: CTE) -> CTE:
 
 def _received(held: CTE) -> Select[Any]:
     taken, with_it = receiving.receiving("receives", held, _is_of_holder)
-    row = _row(_STEP, taken.c.instance_id, taken.c.activity_id, held.c.lock_epoch, false(), null(), taken.c.event_data)
+    row = _row(_TAKE, taken.c.instance_id, taken.c.activity_id, held.c.lock_epoch, false(), null(), taken.c.event_data)
     return row.join_from(taken, held, held.c.instance_id == taken.c.instance_id).add_cte(*with_it)
 
 
@@ -287,5 +311,6 @@ def _is_of_holder(given: FromClause, held: CTE) -> ColumnElement[bool]:
     )
 
 
-_STEPS, _OFTEN, _ALL = _statement(only_steps=True), _statement(), _statement(receives=True)
+_PURE = {kind: _statement(kind) for kind in (_STEP, _TIMER, _TAKE, _END, _START)}
+_OFTEN, _ALL = _statement(_STEP, _TIMER, _END, _START), _statement(_STEP, _TIMER, _TAKE, _END, _START)
 _ONE_STEP = _one_step()

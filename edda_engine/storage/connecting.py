@@ -77,3 +77,9 @@ def name_connections(engine: Engine) -> None:
         with dbapi_connection.cursor() as cursor:
             cursor.execute("SELECT set_config('application_name', %s, false)", (name[-_NAME_BYTES:],))
         dbapi_connection.autocommit = before
+
+
+def shown_url(url: URL) -> str:
+    """A URL as an operator may read it: without passwords, also where a driver takes them as a parameter."""
+    hidden = {name: "***" for name in url.query if "pass" in name.lower()}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)

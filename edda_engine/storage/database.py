@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool, QueuePool
 
 from edda_engine.errors import ConfigurationError
+from edda_engine.storage.alone import Alone
 from edda_engine.storage.connecting import name_connections, note_parameters, without_driver_options
 from edda_engine.storage.guards import let_guards_be_asked
 
@@ -164,6 +165,10 @@ class Database:
         For a look that is one statement, and for what must not be in a transaction: it saves BEGIN and its end.
         """
         return self.service.connect().execution_options(isolation_level="AUTOCOMMIT")
+
+    def execute_alone(self, statement: Alone, given: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a statement that is a transaction by itself, on the service pool."""
+        return statement.execute(self.service, given)
 
     def reads_a_snapshot(self, conn: Connection) -> bool:
         """Whether the application's engine runs its transactions above READ COMMITTED; asked once."""
@@ -317,12 +322,6 @@ def _without_parameters() -> Iterator[None]:
     except StatementError as error:
         error.hide_parameters = True
         raise
-
-
-def shown_url(url: URL) -> str:
-    """A URL as an operator may read it: without passwords, also where a driver takes them as a parameter."""
-    hidden = {name: "***" for name in url.query if "pass" in name.lower()}
-    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _nothing() -> None:

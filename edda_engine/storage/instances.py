@@ -1,13 +1,8 @@
-"""Instances: start, claim, renew, release, cancel, look up.
-
-Due is one question, ``wake_at <= now`` and not finished. New, retried and abandoned instances are all found by
-it; a running instance's ``wake_at`` is the end of its lease, so an expired lease is due too.
-"""
+"""Instances: renew, release, cancel, look up. They are claimed in :mod:`edda_engine.storage.claiming`."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,12 +10,10 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Float,
-    Integer,
     RowMapping,
     Select,
     and_,
     bindparam,
-    case,
     exists,
     func,
     literal,
@@ -36,94 +29,11 @@ from edda_engine.core.codec import parse
 from edda_engine.core.status import FINISHED, Status
 from edda_engine.storage import channels, retries, waits
 from edda_engine.storage.documents import json_equals
-from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import definitions, instances, workers
 from edda_engine.storage.types import clock, clock_plus
 from edda_engine.storage.vanishing import limiting_silence
 
 _C = instances.c
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to work on an instance, until it expires or *epoch* is outdated."""
-
-    instance_id: str
-    epoch: int
-    workflow_name: str
-    input_json: str
-    lock_timeout_seconds: float
-    started_at: datetime
-    is_cancelled: bool
-    mailbox: str = ""
-    """Under which address the instance gets messages."""
-    takeovers: int = 0
-    """So often in a row did the worker die that ran it."""
-    takeover_progress: int = 0
-    """How much was recorded when that was counted."""
-
-    @property
-    def has_history(self) -> bool:
-        """False for an instance that nobody has worked on before."""
-        return self.epoch > 1
-
-
-@Prepared
-def _CLAIM(dialect: str) -> Any:
-    due = (
-        select(_C.instance_id)
-        .where(
-            _C.service == bindparam("of_service"), is_one_of(dialect, _C.workflow_name, "names"), _C.wake_at <= clock()
-        )
-        .order_by(_C.priority.desc(), _C.wake_at)
-        .limit(bindparam("at_most", type_=Integer))
-        # PostgreSQL skips rows that another worker is claiming. SQLite has no row locks and SQLAlchemy
-        # leaves the clause out; there BEGIN IMMEDIATE already admits one writer.
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    expires_at = clock_plus(_C.lock_timeout_seconds)
-    return (
-        update(instances)
-        .where(_C.instance_id.in_(select(due.c.instance_id)))
-        .values(
-            status=Status.RUNNING,
-            locked_by=bindparam("worker_id"),
-            lock_epoch=_C.lock_epoch + 1,
-            takeovers=case((_C.locked_by.is_not(None), _C.takeovers + 1), else_=_C.takeovers),
-            lock_expires_at=expires_at,
-            wake_at=expires_at,
-            started_at=func.coalesce(_C.started_at, clock()),
-            updated_at=clock(),
-        )
-        .returning(
-            _C.instance_id,
-            _C.lock_epoch,
-            _C.workflow_name,
-            _C.input,
-            _C.lock_timeout_seconds,
-            _C.started_at,
-            _C.cancel_requested_at,
-            func.coalesce(_C.mailbox, _C.instance_id),
-            _C.takeovers,
-            _C.takeover_progress,
-            *limiting_silence(dialect),
-        )
-    )
-
-
-def claim_due(conn: Connection, *, worker_id: str, service: str, names: Collection[str], limit: int) -> list[Lease]:
-    """Take up to *limit* due instances, the highest priority first, then the longest-waiting.
-
-    An expired lease is due too: that is the whole of crash recovery by time.
-    """
-    # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
-    return [
-        Lease(row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, *row[7:10])
-        for row in conn.execute(
-            _CLAIM.on(conn), {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit}
-        )
-    ]
 
 
 def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> dict[str, bool | None]:

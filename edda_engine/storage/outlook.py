@@ -49,17 +49,18 @@ def _is_any(_order: ColumnElement[Any], *conditions: ColumnElement[bool]) -> Col
     return exists().where(*conditions)
 
 
-def _is_any_in_order(order: ColumnElement[Any], *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+def is_any_in_order(order: ColumnElement[Any], *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether there is a row, found by the index that has this order."""
     first = select(literal(1)).where(*conditions).order_by(order).limit(1)
     return first.scalar_subquery().is_not(None)
 
 
 @Prepared
 def _LOOK(dialect: str) -> Any:
-    is_any = _is_any_in_order if dialect == "postgresql" else _is_any
+    is_any = is_any_in_order if dialect == "postgresql" else _is_any
     of_service = _C.service == bindparam("of_service")
     due = is_any(_C.wake_at, of_service, is_one_of(dialect, _C.workflow_name, "names"), _C.wake_at <= clock())
-    new = or_(is_any(messages.c.seq, messages.c.is_new), is_any(inbox.c.seq, inbox.c.is_new))
+    new = or_(is_any(messages.c.seq, messages.c.is_new), is_any(inbox.c.receiver, inbox.c.is_new))
     following = (
         select(_C.instance_id, _C.status, (-seconds_since(_C.wake_at)).label("seconds"))
         .where(of_service, _C.wake_at > clock())

@@ -8,19 +8,18 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Float, Integer, Text, case, cast, func, literal, select, text
+from sqlalchemy import Connection, Float, Integer, Text, case, cast, func, literal, select, text
 
 from edda_engine.core.codec import parse
 from edda_engine.core.ports import NewInstance
 from edda_engine.core.status import Status
 from edda_engine.errors import InstanceConflictError
-from edda_engine.storage.instances import Lease
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.prepared import Columns, Prepared, as_rows, given_rows, insert_for
 from edda_engine.storage.schema import instances
-from edda_engine.storage.types import UtcTimestamp, clock, clock_plus
+from edda_engine.storage.types import clock, clock_plus, stored_instant
 
 _C = instances.c
-_START_AT = UtcTimestamp()
 
 _NEW: Columns = {
     "instance_id": Text,
@@ -96,7 +95,7 @@ def insert_instances(
     conn: Connection, starts: Sequence[tuple[NewInstance, str | None]]
 ) -> list[Started | InstanceConflictError]:
     """Write starts, each for anybody to claim or claimed already by the worker that is named."""
-    rows = conn.execute(_INSERT.on(conn), {"rows": as_parameter(starts, conn.dialect)})
+    rows = conn.execute(_INSERT.on(conn), {"rows": as_parameter(starts, conn.dialect.name)})
     inserted = {row[0]: row[1] for row in rows}
     return [
         as_started(new, claimed_by, inserted.pop(new.instance_id))
@@ -106,7 +105,7 @@ def insert_instances(
     ]
 
 
-def as_parameter(starts: Sequence[tuple[NewInstance, str | None]], dialect: Dialect) -> str:
+def as_parameter(starts: Sequence[tuple[NewInstance, str | None]], dialect: str) -> str:
     """The starts as one value."""
     return as_rows(
         [
@@ -118,7 +117,7 @@ def as_parameter(starts: Sequence[tuple[NewInstance, str | None]], dialect: Dial
                 "source_hash": new.source_hash,
                 "priority": new.priority,
                 "delay": new.delay_seconds or 0.0,
-                "start_at": _START_AT.process_bind_param(new.start_at, dialect),
+                "start_at": stored_instant(new.start_at, dialect),
                 "lock_timeout_seconds": new.lock_timeout_seconds,
                 "claimed_by": claimed_by,
             }

@@ -35,15 +35,7 @@ class UtcTimestamp(TypeDecorator[datetime]):
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         """Refuses naive instants."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value!r} has no time zone; instants in the database are aware.")
-        if dialect.name == "postgresql":
-            return value
-        value = value.astimezone(UTC)
-        # Not %Y: it leaves out the zeros of early years.
-        return f"{value.year:04d}-{value:%m-%d %H:%M:%S}.{value.microsecond // 1000:03d}"
+        return stored_instant(value, dialect.name)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         """Always in UTC, whatever the session's time zone."""
@@ -52,6 +44,19 @@ class UtcTimestamp(TypeDecorator[datetime]):
         if isinstance(value, datetime):
             return value.astimezone(UTC)
         return datetime.fromisoformat(str(value)).replace(tzinfo=UTC)
+
+
+def stored_instant(value: datetime | None, dialect: str) -> Any:
+    """An instant as a driver takes it; refuses naive ones."""
+    if value is None:
+        return None
+    if value.tzinfo is None:
+        raise ValueError(f"{value!r} has no time zone; instants in the database are aware.")
+    if dialect == "postgresql":
+        return value
+    value = value.astimezone(UTC)
+    # Not %Y: it leaves out the zeros of early years.
+    return f"{value.year:04d}-{value:%m-%d %H:%M:%S}.{value.microsecond // 1000:03d}"
 
 
 class JsonText(UserDefinedType[str]):

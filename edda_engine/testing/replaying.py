@@ -30,8 +30,8 @@ from edda_engine.runtime.past import Past
 from edda_engine.runtime.probes import no_probe
 from edda_engine.runtime.run import Run
 from edda_engine.storage.async_engine import AsyncEngines
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import Database
-from edda_engine.storage.instances import Lease
 from edda_engine.storage.units import HeldUnit, LeaseLost, Outcome
 from edda_engine.testing.errors import ReplayError
 from edda_engine.testing.reads import Read, noted_reads

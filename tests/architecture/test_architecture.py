@@ -90,15 +90,19 @@ def test_no_text_of_sql_commits() -> None:
 
 def test_only_the_database_makes_connections_that_commit_by_themselves() -> None:
     who = [shown(path) for path in SOURCES if 'isolation_level="AUTOCOMMIT"' in path.read_text()]
-    assert who == ["edda_engine/storage/database.py"]
+    assert sorted(who) == ["edda_engine/storage/alone.py", "edda_engine/storage/database.py"]
 
 
-def test_only_what_looks_notifies_or_writes_all_with_one_statement_uses_connections_that_commit_by_themselves() -> None:
+def test_only_what_looks_or_notifies_uses_connections_that_commit_by_themselves() -> None:
     who = {shown(path) for path in SOURCES if ".autocommitting()" in path.read_text()}
     assert who == {
-        f"edda_engine/runtime/{name}.py"
-        for name in ("claimer", "committer", "liveness", "notifier", "service", "wakeups")
+        f"edda_engine/runtime/{name}.py" for name in ("claimer", "liveness", "notifier", "service", "wakeups")
     }
+
+
+def test_only_the_committer_and_the_claimer_write_with_statements_that_are_alone() -> None:
+    who = {shown(path) for path in SOURCES if ".execute_alone" in path.read_text()}
+    assert who == {"edda_engine/runtime/claimer.py", "edda_engine/runtime/committer.py"}
 
 
 # Probes.

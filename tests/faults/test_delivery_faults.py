@@ -29,7 +29,7 @@ from edda_engine import (
 from edda_engine.client import cancel_with
 from edda_engine.core.events import StepKey
 from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutgoingMessage, WaitKind, WaitRequest
-from edda_engine.storage import delivery, instances
+from edda_engine.storage import claiming, delivery, instances
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import Database
 from edda_engine.storage.messages import insert_messages
@@ -192,8 +192,8 @@ def test_a_competing_message_that_was_taken_and_not_recorded_is_there_for_anothe
     assert asyncio.run(others()) == ["dig"]
 
 
-def claimed(conn: Connection) -> list[instances.Lease]:
-    return instances.claim_due(conn, worker_id="worker", service=SERVICE, names=["fault_reads"], limit=10)
+def claimed(conn: Connection) -> list[claiming.Lease]:
+    return claiming.claim_due(conn, worker_id="worker", service=SERVICE, names=["fault_reads"], limit=10)
 
 
 PAYLOADS = [[1, [2]], 7, 1.0, -0.0, 10**30, "text", "", None, True, {}, b"\x00\xff"]
@@ -404,5 +404,5 @@ def test_a_timer_that_fired_before_its_process_died_has_fired_and_one_that_was_n
     assert tables.value("SELECT count(*) FROM edda_history") == 1
 
 
-def claimed_sleeper(conn: Connection) -> list[instances.Lease]:
-    return instances.claim_due(conn, worker_id="worker", service=SERVICE, names=["fault_sleeps_once"], limit=1)
+def claimed_sleeper(conn: Connection) -> list[claiming.Lease]:
+    return claiming.claim_due(conn, worker_id="worker", service=SERVICE, names=["fault_sleeps_once"], limit=1)

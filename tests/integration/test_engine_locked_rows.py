@@ -17,7 +17,7 @@ from edda_engine import WorkflowContext, activity, wait_event, workflow
 from edda_engine.client import cancel_with
 from edda_engine.core.ports import NewInstance, OutboxEvent
 from edda_engine.runtime.recovery import take_over
-from edda_engine.storage import instances, outbox, workers
+from edda_engine.storage import claiming, instances, outbox, workers
 from edda_engine.storage.database import Database
 from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.workers import WorkerRecord
@@ -116,7 +116,7 @@ def database(postgres_url: str) -> Iterator[Database]:
         def fill(conn: Connection) -> None:
             for instance_id in ("locked", "free"):
                 insert_instance(conn, NewInstance(instance_id, "flow", "tests", "{}", "hash", 300.0))
-            claimed = instances.claim_due(conn, worker_id="dead", service="tests", names=["flow"], limit=9)
+            claimed = claiming.claim_due(conn, worker_id="dead", service="tests", names=["flow"], limit=9)
             assert len(claimed) == 2
 
         run(found, fill)

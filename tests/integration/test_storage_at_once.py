@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from edda_engine.core.events import EventType, StepKey
 from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutboxEvent, OutgoingMessage, WaitKind, WaitRequest
 from edda_engine.core.status import Status
-from edda_engine.storage import instances
+from edda_engine.storage import claiming, instances
 from edda_engine.storage.at_once import is_plain, write_at_once
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import Database
@@ -64,7 +64,7 @@ def held(database: Database, *ids: str) -> list[Holder]:
     for instance_id in ids:
         run(database, lambda conn, instance_id=instance_id: insert_instance(conn, new(instance_id)))
     leases = run(
-        database, lambda conn: instances.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=100)
+        database, lambda conn: claiming.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=100)
     )
     return sorted((Holder(lease.instance_id, "w", lease.epoch) for lease in leases), key=lambda each: each.instance_id)
 
@@ -75,8 +75,7 @@ def step(holder: Holder, number: int = 1, **more: Any) -> Step:
 
 
 def at_once(database: Database, *units: Unit) -> list[BatchOutcome | None]:
-    with database.autocommitting() as conn:
-        return write_at_once(conn, units)
+    return write_at_once(database.execute_alone, units)
 
 
 def without_times(tables: Tables, instance_id: str) -> list[dict[str, Any]]:

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import Connection, event, inspect, make_url, text
 
 from edda_engine.core.ports import NewInstance
-from edda_engine.storage import instances
+from edda_engine.storage import claiming, instances
+from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import Database
-from edda_engine.storage.instances import Lease
 from edda_engine.storage.schema import metadata
 from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import Tables, run, storage
@@ -38,7 +38,7 @@ def insert(database: Database, *ids: str, **values: Any) -> None:
 def claim(database: Database, worker_id: str = "worker", limit: int = 100) -> list[Lease]:
     return run(
         database,
-        lambda conn: instances.claim_due(conn, worker_id=worker_id, service="tests", names=["wf"], limit=limit),
+        lambda conn: claiming.claim_due(conn, worker_id=worker_id, service="tests", names=["wf"], limit=limit),
     )
 
 

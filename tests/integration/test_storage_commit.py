@@ -10,7 +10,7 @@ import pytest
 from edda_engine.core.events import EventType, Recorded, StepKey
 from edda_engine.core.ports import NewInstance, OutboxEvent
 from edda_engine.core.status import Status
-from edda_engine.storage import history, instances, retries
+from edda_engine.storage import claiming, history, instances, retries
 from edda_engine.storage.commit import (
     AlreadyRecorded,
     Attempt,
@@ -52,7 +52,7 @@ def started(database: Database, *ids: str, worker_id: str = "worker") -> dict[st
         run(database, lambda conn, new=new: insert_instance(conn, new))  # type: ignore[misc]
     leases = run(
         database,
-        lambda conn: instances.claim_due(conn, worker_id=worker_id, service="tests", names=["wf"], limit=100),
+        lambda conn: claiming.claim_due(conn, worker_id=worker_id, service="tests", names=["wf"], limit=100),
     )
     return {lease.instance_id: Holder(lease.instance_id, worker_id, lease.epoch) for lease in leases}
 
@@ -189,7 +189,7 @@ def test_a_wait_of_an_instance_that_was_asked_to_stop_is_due_at_once(database: D
     run(database, lambda conn: instances.request_cancel(conn, "a", None))
     commit(database, Wait(holder, Status.WAITING_FOR_TIMER, 3600.0))
     (lease,) = run(
-        database, lambda conn: instances.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=1)
+        database, lambda conn: claiming.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=1)
     )
     assert lease.is_cancelled is True
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Connection, event
 
 from edda_engine.core.ports import NewInstance
-from edda_engine.storage import instances
+from edda_engine.storage import claiming
 from edda_engine.storage.database import Database
 from edda_engine.storage.outlook import Next, Outlook, look
 from edda_engine.storage.starts import insert_instance
@@ -86,7 +86,7 @@ def test_the_end_of_a_lease_is_what_is_due_next(database: Database) -> None:
     insert(database, "a")
     run(
         database,
-        lambda conn: instances.claim_due(conn, worker_id="worker", service="tests", names=["wf"], limit=1),
+        lambda conn: claiming.claim_due(conn, worker_id="worker", service="tests", names=["wf"], limit=1),
     )
     found = seen(database)
     assert not found.has_due

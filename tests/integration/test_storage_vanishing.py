@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 from edda_engine.core.events import EventType, StepKey
 from edda_engine.core.ports import NewInstance
-from edda_engine.storage import instances
+from edda_engine.storage import claiming, instances
 from edda_engine.storage.commit import commit_step, commit_units
 from edda_engine.storage.database import Database
 from edda_engine.storage.starts import insert_instance
@@ -28,7 +28,7 @@ def database(postgres_url: str) -> Iterator[Database]:
 
 
 def claim(conn: Connection) -> None:
-    (lease,) = instances.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=1)
+    (lease,) = claiming.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=1)
     assert (lease.instance_id, lease.takeover_progress) == ("a", 0)
 
 

@@ -13,7 +13,7 @@ from edda_engine.core.events import EventType, StepKey
 from edda_engine.core.ports import NewInstance, WaitKind, WaitRequest
 from edda_engine.core.status import Status
 from edda_engine.events import event_message
-from edda_engine.storage import delivery, history, instances, retries, waits
+from edda_engine.storage import claiming, delivery, history, retries, waits
 from edda_engine.storage.at_once import write_at_once
 from edda_engine.storage.database import Database
 from edda_engine.storage.keys import among
@@ -119,7 +119,7 @@ def test_a_claim_among_very_many_that_wait_reads_the_index_of_what_is_due(crowde
     claimed: list[str] = []
 
     def claim(conn: Connection) -> None:
-        found = instances.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=64)
+        found = claiming.claim_due(conn, worker_id="w", service="tests", names=["wf"], limit=64)
         claimed.extend(lease.instance_id for lease in found)
 
     found = plans(crowded, claim)
@@ -168,7 +168,7 @@ def test_a_batch_of_plain_units_reads_no_table_as_a_whole(crowded: Database) -> 
         End(holders[2], Status.COMPLETED, "1", had_waits=True, had_retries=True),
         Start(NewInstance("new", "wf", "tests", "{}", "hash", lock_timeout_seconds=60)),
     ]
-    found = plans(crowded, lambda conn: write_at_once(conn, units))
+    found = plans(crowded, lambda _: write_at_once(crowded.execute_alone, units))
     assert any("edda_waits" in line for line in found)
     assert [line for line in found if reads_everything(line)] == []
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from edda_engine.core.events import EventType, Recorded, StepKey, event_json
 from edda_engine.core.ports import DIRECT_CHANNEL, ChannelMode, NewInstance, OutgoingMessage, WaitRequest
-from edda_engine.storage import delivery, instances
+from edda_engine.storage import claiming, delivery
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import WRITE_OPTION, Database
 from edda_engine.storage.starts import insert_instance
@@ -210,7 +210,7 @@ class World:
         """In the transaction of a delivery."""
         leases = self.attempt(
             "claimer",
-            lambda conn: instances.claim_due(conn, worker_id=WORKER, service=SERVICE, names=[FLOW], limit=10),
+            lambda conn: claiming.claim_due(conn, worker_id=WORKER, service=SERVICE, names=[FLOW], limit=10),
         )
         by_run = {box.run: box for box in self.boxes.values()}
         for lease in leases:
@@ -219,7 +219,7 @@ class World:
             assert lease.mailbox == box.name
             assert lease.epoch > box.epoch
 
-            def learn(box: Box = box, lease: instances.Lease = lease) -> None:
+            def learn(box: Box = box, lease: claiming.Lease = lease) -> None:
                 box.is_held, box.epoch = True, lease.epoch
                 box.is_to_stop = box.is_to_stop or lease.is_cancelled
 

@@ -18,7 +18,7 @@ from sqlalchemy import make_url, text
 
 from edda_engine.core.events import EventType, StepKey, event_json
 from edda_engine.core.status import Status
-from edda_engine.storage import instances, migrate
+from edda_engine.storage import claiming, instances, migrate
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import Database, normalized_url
 from edda_engine.storage.retries import RetryState
@@ -165,7 +165,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def claim_some(self, worker_id: str, limit: int, stays_open: bool = False) -> None:
         found = self.world.attempt(
             "claimer",
-            lambda conn: instances.claim_due(conn, worker_id=worker_id, service=SERVICE, names=[FLOW], limit=limit),
+            lambda conn: claiming.claim_due(conn, worker_id=worker_id, service=SERVICE, names=[FLOW], limit=limit),
         )
         found.sort(key=lambda lease: lease.instance_id)  # the database's order is not always the same
         can = [run for run in self.leases.untouched_by("claimer") if run.is_due and run.is_free_for("claimer")]
@@ -361,7 +361,7 @@ class LeaseMachine(RuleBasedStateMachine):
         """Leases expire, and one worker does what is left: nothing is stuck but what waits for somebody."""
         with self.database.write() as conn:
             conn.execute(text("UPDATE edda_instances SET wake_at = created_at WHERE wake_at IS NOT NULL"))
-            claimed = instances.claim_due(conn, worker_id="last", service=SERVICE, names=[FLOW], limit=10)
+            claimed = claiming.claim_due(conn, worker_id="last", service=SERVICE, names=[FLOW], limit=10)
             ends = [
                 End(Holder(lease.instance_id, "last", lease.epoch), Status.COMPLETED, "1", had_retries=True)
                 for lease in claimed

@@ -1,0 +1,166 @@
+"""A claim in one statement: of what is due, and of those who wait for what was sent to them alone.
+
+How it thinks. Usually a worker is woken because a timer is up, or because an event was sent to one instance that waits for
+it. Delivering the event and claiming the instance take ten statements, each of which waits for the server. Here one
+does both, in three parts that each lock before they conclude:
+
+* What is new and addressed is locked under the turn of delivery. A row that is locked is read as it is then, so what
+  somebody else has delivered since the statement began is not new any more.
+* Who waits for it was read as the statement began. An instance counts if its row, when it is locked, has the same epoch and
+  no holder: then nobody has held it in between, and what it waits for has not changed.
+* What is due is claimed with them.
+
+If anything else is new, something for all or for a channel, or if an instance is held or has recurred, nothing of that is
+touched, and :class:`Claimed` says that there is more to deliver (:mod:`edda_engine.storage.delivery`). Only on PostgreSQL:
+SQLite has no ``INSERT`` in a ``WITH``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    CTE,
+    ColumnElement,
+    CompoundSelect,
+    Integer,
+    Select,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    cast,
+    exists,
+    false,
+    func,
+    not_,
+    or_,
+    select,
+    true,
+    union_all,
+    update,
+)
+
+from edda_engine.core.status import WAITING
+from edda_engine.storage.alone import Alone, Execute
+from edda_engine.storage.claiming import LEASED, Lease, as_lease, claiming, due, is_of_worker
+from edda_engine.storage.outlook import is_any_in_order
+from edda_engine.storage.prepared import insert_for
+from edda_engine.storage.schema import inbox, instances, messages, waits
+from edda_engine.storage.serial import turn
+
+_PG = "postgresql"
+_I = instances.c
+_M = messages.c
+_N = inbox.c
+_W = waits.c
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim has brought."""
+
+    leases: tuple[Lease, ...]
+    has_mail: bool
+    """Something is new that it has not delivered."""
+
+
+def claim_at_once(execute: Execute, *, worker_id: str, service: str, names: Collection[str], limit: int) -> Claimed:
+    """Take up to *limit* instances, no more than half of them because of what was sent to them.
+
+    Waits for no lock of another transaction.
+    """
+    given = {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit, "at_most_new": limit // 2}
+    rows = execute(_CLAIM, given)
+    return Claimed(tuple(as_lease(row[1:]) for row in rows if row.instance_id is not None), bool(rows[0].has_mail))
+
+
+def _claim() -> Select[Any]:
+    new = _new()
+    ready = _ready(new)
+    put = _putting(new, ready)
+    delivered = update(messages).where(_is_in(_M.seq, select(put.c.seq))).values(is_new=False).cte("delivered")
+    found = due(_PG, bindparam("at_most", type_=Integer) - select(func.count()).select_from(ready).scalar_subquery())
+    of_both = union_all(select(found.c.instance_id), select(ready.c.instance_id))
+    claimed = claiming(_is_in(_I.instance_id, of_both)).returning(*LEASED).cte("claimed")
+    is_left = is_any_in_order(_M.seq, _M.is_new, _M.seq.not_in(select(put.c.seq)))
+    said = select(or_(is_left, _IS_TO_BE_SEEN).label("has_mail")).cte("said")
+    return select(said.c.has_mail, *claimed.c).select_from(said.outerjoin(claimed, true())).add_cte(delivered)
+
+
+_IS_TO_BE_SEEN = is_any_in_order(_N.receiver, _N.is_new)
+
+
+def _new() -> CTE:
+    """The oldest that is new, locked; nothing at all unless all of it is addressed, and it is our turn."""
+    oldest = (
+        select(_M.seq, _M.addressee)
+        .where(_M.is_new)
+        .order_by(_M.seq)
+        .limit(bindparam("at_most_new", type_=Integer))
+        .cte("oldest")
+        .prefix_with("MATERIALIZED")
+    )
+    is_for_more = exists().where(oldest.c.addressee.is_(None))
+    has_new = exists().select_from(oldest)
+    ours = select(turn(_PG).label("is_ours")).where(has_new, not_(is_for_more), not_(_IS_TO_BE_SEEN)).cte("ours")
+    return (
+        select(_M.seq, _M.kind, _M.name, _M.addressee)
+        .join_from(messages, ours, ours.c.is_ours)
+        .where(_M.is_new, _is_in(_M.seq, select(oldest.c.seq)))
+        .order_by(_M.seq)
+        .with_for_update(of=messages, skip_locked=True)
+        .cte("new")
+    )
+
+
+def _ready(new: CTE) -> CTE:
+    """The instances that wait for some of it, locked as they were seen."""
+    is_awaited = and_(_W.instance_id == new.c.addressee, _W.kind == new.c.kind, _W.name == new.c.name)
+    is_free = and_(
+        _I.locked_by.is_(None),
+        _I.status == any_(cast(sorted(str(status) for status in WAITING), ARRAY(Text))),
+        _I.error.is_(None),
+        _I.cancel_requested_at.is_(None),
+        _I.mailbox.is_(None),
+    )
+    seen = (
+        select(_I.instance_id, _I.lock_epoch)
+        .distinct()
+        .join_from(instances, waits, _W.instance_id == _I.instance_id)
+        .join(new, and_(is_awaited, _W.is_competing == false()))
+        .where(_is_in(_I.instance_id, select(new.c.addressee)), _is_in(_W.instance_id, select(new.c.addressee)))
+        .where(is_of_worker(_PG), is_free)
+        .cte("seen")
+        .prefix_with("MATERIALIZED")
+    )
+    is_as_seen = and_(seen.c.instance_id == _I.instance_id, seen.c.lock_epoch == _I.lock_epoch)
+    return (
+        select(_I.instance_id)
+        .join_from(instances, seen, is_as_seen)
+        .where(_is_in(_I.instance_id, select(seen.c.instance_id)), is_free)
+        .order_by(_I.instance_id)
+        .with_for_update(of=instances, skip_locked=True)
+        .cte("ready")
+    )
+
+
+def _putting(new: CTE, ready: CTE) -> CTE:
+    """Into their inboxes, where it is not new any more: who is claimed looks for it."""
+    columns = ["receiver", "kind", "name", "seq", "is_queued", "is_new"]
+    rows = select(new.c.addressee, new.c.kind, new.c.name, new.c.seq, false(), false()).join_from(
+        new, ready, ready.c.instance_id == new.c.addressee
+    )
+    into = insert_for(_PG)(inbox).from_select(columns, rows, include_defaults=False).on_conflict_do_nothing()
+    return into.returning(_N.seq).cte("put")  # type: ignore[no-any-return]
+
+
+def _is_in(which: ColumnElement[Any], found: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:
+    """Few are found: as an array they are looked up by an index, whatever the planner expects of a query."""
+    return which == any_(func.array(found.scalar_subquery()))
+
+
+_CLAIM = Alone(_claim())
