@@ -28,7 +28,8 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from edda_engine.storage import claiming
+from edda_engine.storage.claim_at_once import claim_at_once
+from edda_engine.storage.database import Database
 from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
 
 given = arguments(
@@ -183,17 +184,17 @@ def asleep() -> None:
         db.session.commit()
         db.session.execute(text("ANALYZE edda_instances"))
         db.session.commit()
+        database = Database(db.engine)
         took = []
         for key in range(100):
             one_step.start(key)
             db.session.commit()
             at = time.perf_counter()
-            leases = claiming.claim_due(
-                db.session.connection(), worker_id="bench", service="edda", names=["one_step"], limit=64
+            claimed = claim_at_once(
+                database.execute_alone, worker_id="bench", service="edda", names=["one_step"], limit=64
             )
             took.append(time.perf_counter() - at)
-            db.session.commit()
-            assert len(leases) == 1
+            assert len(claimed.leases) == 1
     emit(**about(), workflows=given.workflows, errors=0, claim_ms=distribution(took))
 
 

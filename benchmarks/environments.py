@@ -94,9 +94,14 @@ def source_digest() -> str:
     return digest.hexdigest()[:12]
 
 
+def theirs() -> dict[str, str]:
+    """Process environment of a measurement: Python keeps the bytecode of what it imports, as that of installed packages."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def ours() -> dict[str, str]:
-    """Process environment in which the packages beside this folder are measured, whatever is installed."""
-    return {**os.environ, "PYTHONPATH": str(_ROOT)}
+    """The same, in which the packages beside this folder are measured, whatever is installed."""
+    return {**theirs(), "PYTHONPATH": str(_ROOT)}
 
 
 def _cpu_model() -> str:

@@ -50,7 +50,7 @@ class Place:
             text=True,
             timeout=_RUN_TIMEOUT_SECONDS,
             check=False,
-            env=environments.ours() if system == "edda" else None,
+            env=environments.ours() if system == "edda" else environments.theirs(),
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         if done.returncode != 0 or not lines:

@@ -9,7 +9,8 @@ Places may be empty although later ones are filled: the steps of a gather finish
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from edda_engine.core.events import FORMAT, EventType, Recorded, StepKey
@@ -63,7 +64,9 @@ class Replay:
         self._by_id: dict[str, Recorded] = {}
         self._by_place: dict[tuple[str, int], Recorded] = {}
         self._asked: set[str] = set()
-        self._exchanged: list[Recorded] = []
+        self._exchanged: set[str] = set()
+        """Steps that were asked for with other arguments than they are recorded with."""
+        self._by_arguments: defaultdict[tuple[str, str, Any], list[Recorded]] | None = None
         for event in recorded:
             if event.format > FORMAT or event.event_type not in _KNOWN_TYPES:
                 raise NewerVersionError(
@@ -118,21 +121,25 @@ class Replay:
     def _compare(self, key: StepKey, function_name: str, here: Recorded | None, asked_with: Any) -> None:
         if here is not None and here.event_data.get("input") == asked_with:
             return
-        others = (*self._exchanged, *(event for event in self._by_id.values() if event.activity_id not in self._asked))
-        for event in others if asked_with else ():
-            is_same_call = event.name == function_name and event.branch == key.branch
-            if (
-                is_same_call
-                and event.event_data.get("input") == asked_with
-                and (here is not None or event in self._exchanged)
-            ):
+        for event in self._made_with(function_name, key.branch, asked_with) if asked_with else ():
+            is_exchanged = event.activity_id in self._exchanged
+            if is_exchanged or (here is not None and event.activity_id not in self._asked):
                 raise self._mismatch(
                     key,
                     recorded=f"these arguments at {_describe(event)}, step {event.position}",
                     asked=f"{function_name!r} with them as step {key.position}: the calls have changed places",
                 )
         if here is not None:
-            self._exchanged.append(here)
+            self._exchanged.add(here.activity_id)
+
+    def _made_with(self, function_name: str, branch: str, arguments: Any) -> Sequence[Recorded]:
+        """The recorded calls of a function with these arguments; found by them, because all of a history may differ."""
+        if self._by_arguments is None:
+            self._by_arguments = defaultdict(list)
+            for event in self._by_id.values():
+                made = (event.name, event.branch, _frozen(event.event_data.get("input")))
+                self._by_arguments[made].append(event)
+        return self._by_arguments.get((function_name, branch, _frozen(arguments)), ())
 
     def unasked(self, branch: str) -> list[Recorded]:
         """What is recorded of a branch, and of those below it, and was not asked for yet."""
@@ -178,6 +185,15 @@ def _by_branch(events: Iterable[Recorded]) -> dict[str, list[Recorded]]:
             found.setdefault(path, []).append(event)
             path = path.rpartition("/")[0]
     return found
+
+
+def _frozen(value: Any) -> Any:
+    """A JSON value as a key; two are the same if the values are equal."""
+    if isinstance(value, dict):
+        return frozenset((name, _frozen(inner)) for name, inner in value.items())
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return value
 
 
 def _describe(event: Recorded) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Integer, Text, cast, delete, func, select, text, update
@@ -73,12 +74,17 @@ def _LOAD(dialect: str) -> Any:
 
 def load(conn: Connection, instance_ids: Collection[str]) -> dict[str, tuple[list[Recorded], int]]:
     """The recorded steps of instances, and the last ``seq`` of each."""
-    found: dict[str, tuple[list[Recorded], int]] = defaultdict(lambda: ([], 0))
-    for row in conn.execute(_LOAD.on(conn), {"ids": instance_ids}):
-        steps, last = found[row.instance_id]
-        steps.append(_recorded(row))
-        found[row.instance_id] = steps, max(last, row.seq)
-    return dict(found)
+    found: dict[str, tuple[list[Recorded], int]] = {}
+    rows = conn.execute(_LOAD.on(conn), {"ids": instance_ids}).all()
+    # Taken apart at once: by their names the values of a long history cost as much as its replay.
+    for instance_id, of_instance in groupby(rows, key=itemgetter(0)):
+        steps: list[Recorded] = []
+        last = 0
+        for _, activity_id, branch, position, event_type, event_data, format_number, seq in of_instance:
+            steps.append(Recorded(activity_id, branch, position, event_type, parse(event_data), format_number))
+            last = seq
+        found[instance_id] = steps, last
+    return found
 
 
 def load_steps(conn: Connection, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], Recorded]:
