@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 from sqlalchemy import Dialect, Engine, Executable
@@ -20,10 +21,13 @@ Execute = Callable[["Alone", Mapping[str, Any]], Sequence[Any]]
 
 
 class Alone:
-    """A statement that returns rows, and is a transaction by itself. Values may have no ``IN`` of a list."""
+    """A statement that returns rows, and is a transaction by itself; built when it is needed first.
 
-    def __init__(self, statement: Executable) -> None:
-        self._statement = statement
+    It may have no ``IN`` of a list of values.
+    """
+
+    def __init__(self, build: Callable[[], Executable]) -> None:
+        self._build = build
         self._compiled: dict[tuple[str, str], _Compiled] = {}
 
     def execute(self, engine: Engine, given: Mapping[str, Any]) -> Sequence[Any]:
@@ -33,15 +37,20 @@ class Alone:
         """
         if engine.dispatch.before_cursor_execute or engine.dispatch.after_cursor_execute:
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-                return conn.execute(self._statement, given).all()
+                return conn.execute(self.statement, given).all()
         return self._for(engine.dialect).execute(engine, given)
 
     def _for(self, dialect: Dialect) -> _Compiled:
         key = (dialect.name, dialect.driver)
         found = self._compiled.get(key)
         if found is None:
-            found = self._compiled[key] = _Compiled(self._statement, dialect)
+            found = self._compiled[key] = _Compiled(self.statement, dialect)
         return found
+
+    @cached_property
+    def statement(self) -> Any:
+        """As SQLAlchemy has it."""
+        return self._build()
 
 
 class _Compiled:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    CompoundSelect,
     Connection,
     FromClause,
     Integer,
@@ -40,7 +42,7 @@ from edda_engine.core.ports import WaitKind
 from edda_engine.storage import history, receiving, starts
 from edda_engine.storage.alone import Alone, Execute
 from edda_engine.storage.instances import ENDED
-from edda_engine.storage.prepared import Columns, as_rows, given_rows, is_one_of
+from edda_engine.storage.prepared import Columns, Prepared, as_rows, given_rows, is_one_of
 from edda_engine.storage.receiving import is_for_one
 from edda_engine.storage.schema import instances, retries, waits
 from edda_engine.storage.types import clock_plus
@@ -86,7 +88,7 @@ def is_plain(unit: Unit) -> bool:
 def write_step(conn: Connection, step: Step) -> Saved | None:
     """Write one plain step beside what else is in the transaction, waiting for its instance; ``None`` if it is not."""
     given = {"ids": [step.holder.instance_id], "steps": _as_rows([step])}
-    is_cancelled = conn.execute(_ONE_STEP, given).scalar()
+    is_cancelled = conn.execute(_ONE_STEP.on(conn), given).scalar()
     return None if is_cancelled is None else _saved(is_cancelled=is_cancelled)
 
 
@@ -186,11 +188,11 @@ def _one_step() -> Select[Any]:
     return select(held.c.is_cancelled, *limiting_silence(_PG)).join_from(written, held, of_written)
 
 
-def _statement(*kinds: str) -> Alone:
+def _statement(*kinds: str) -> CompoundSelect[Any]:
     """For a batch of units of these kinds."""
     held = _held(read=kinds == (_STEP,), skip_locked=True)
     of_kind = {_STEP: _stepping, _TIMER: _timing, _TAKE: _received, _END: _ended, _START: _started}
-    return Alone(union_all(*(of_kind[kind](held) for kind in kinds)))
+    return union_all(*(of_kind[kind](held) for kind in kinds))
 
 
 def _stepping(held: CTE) -> Select[Any]:
@@ -311,6 +313,7 @@ def _is_of_holder(given: FromClause, held: CTE) -> ColumnElement[bool]:
     )
 
 
-_PURE = {kind: _statement(kind) for kind in (_STEP, _TIMER, _TAKE, _END, _START)}
-_OFTEN, _ALL = _statement(_STEP, _TIMER, _END, _START), _statement(_STEP, _TIMER, _TAKE, _END, _START)
-_ONE_STEP = _one_step()
+_PURE = {kind: Alone(partial(_statement, kind)) for kind in (_STEP, _TIMER, _TAKE, _END, _START)}
+_OFTEN = Alone(partial(_statement, _STEP, _TIMER, _END, _START))
+_ALL = Alone(partial(_statement, _STEP, _TIMER, _TAKE, _END, _START))
+_ONE_STEP = Prepared(lambda _: _one_step())

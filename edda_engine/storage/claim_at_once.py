@@ -163,4 +163,4 @@ def _is_in(which: ColumnElement[Any], found: Select[Any] | CompoundSelect[Any]) 
     return which == any_(func.array(found.scalar_subquery()))
 
 
-_CLAIM = Alone(_claim())
+_CLAIM = Alone(_claim)
