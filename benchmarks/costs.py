@@ -1,4 +1,4 @@
-"""What single things cost, ours beside DBOS: a start, a replay, an idle process, a million sleepers, SQLite, processes, growth.
+"""What single things cost, ours beside DBOS and edda-framework: a start, a replay, an idle process, a million sleepers, SQLite, processes, growth.
 
     python benchmarks/costs.py [--quick] [--reps 5] [--only start,idle]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import waiting_report
-from running import SYSTEMS, Place, common_options, measured, place_for, save, say, shown
+from running import FRAMEWORK, OTHERS, SYSTEMS, Place, common_options, measured, place_for, save, say, shown
 from waiting_report import Figure
 
 
@@ -36,6 +36,7 @@ class Cost:
     is_on_sqlite: bool = False
     more_is_better: bool = False
     programs: str = "costs"
+    has_framework: bool = False
 
     def repetitions(self, reps: int) -> int:
         """So many."""
@@ -44,7 +45,8 @@ class Cost:
     @property
     def systems(self) -> tuple[str, ...]:
         """Who is measured."""
-        return ("edda",) if self.is_ours_alone else SYSTEMS
+        both = ("edda",) if self.is_ours_alone else SYSTEMS
+        return (*both, FRAMEWORK) if self.has_framework else both
 
 
 _STARTS = ("--workflows", "200")
@@ -59,11 +61,11 @@ COSTS = (
     ),
     Cost(
         "replay of 10,000 steps, from the start of the process", "replay", ("--steps", "10000"), ("--steps", "1000"),
-        (Figure("seconds", "replay_seconds"),), of_five=1,
+        (Figure("seconds", "replay_seconds"),), of_five=3, has_framework=True,
     ),
     Cost(
         "one idle process", "idle", ("--opt", "seconds=60"), ("--opt", "seconds=10"),
-        (Figure("statements a minute", "statements_a_minute"),), of_five=1,
+        (Figure("statements a minute", "statements_a_minute"),), of_five=1, has_framework=True,
     ),
     Cost(
         "a claim beside 1,000,000 sleeping instances", "asleep", ("--workflows", "1000000"), ("--workflows", "20000"),
@@ -110,13 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _arguments(argv)
     with place_for(given) as place:
         about, runs = measured(place, given, shown("costs.py", argv), lambda: _measure(given, place))
-    rows = waiting_report.rows_of_both(
-        runs, {cost.name: cost.figures for cost in COSTS}, more_is_better={c.name for c in COSTS if c.more_is_better}
-    )
+    figures, more = {cost.name: cost.figures for cost in COSTS}, {cost.name for cost in COSTS if cost.more_is_better}
+    rows = {
+        OTHERS[other]: waiting_report.rows(runs, figures, other, more_is_better=more, with_ours_alone=other == "dbos")
+        for other in OTHERS
+    }
     print(waiting_report.table(rows, runs))
     if not given.no_save:
-        text = waiting_report.markdown(about, rows, runs, title="Costs: ours beside DBOS")
-        save("costs", {"about": about, "rows": [row.as_json() for row in rows], "runs": runs}, text)
+        text = waiting_report.markdown(about, rows, runs, title="Costs")
+        save("costs", {"about": about, "rows": waiting_report.as_json(rows), "runs": runs}, text)
     return 1 if any(run["errors"] for run in runs) else 0
 
 

@@ -16,10 +16,24 @@ from cluster import filesystem_of
 
 _ROOT = Path(__file__).resolve().parent.parent
 
-DBOS_VERSION = "3.4.0"
-_DBOS_OTHERWISE = "dbos~=3.4.0"
+_OTHERS = {
+    "dbos": ("dbos", "3.4.0", ("dbos=={}",)),
+    "framework": ("edda-framework", "0.16.2", ("edda-framework[postgresql]=={}", "uvloop")),
+}
+"""Of each other library: its package, the version, and what is installed."""
+
 _BESIDE = ("psycopg[binary]", "psutil")
-_NAMED = ("edda-wsgi", "dbos", "SQLAlchemy", "psycopg", "Flask", "Flask-SQLAlchemy", "pydantic", "greenlet")
+_NAMED = (
+    "edda-wsgi",
+    "dbos",
+    "edda-framework",
+    "SQLAlchemy",
+    "psycopg",
+    "Flask",
+    "Flask-SQLAlchemy",
+    "pydantic",
+    "greenlet",
+)
 
 
 def cache_folder() -> Path:
@@ -28,18 +42,21 @@ def cache_folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "edda-bench"
 
 
-def dbos_python() -> str:
-    """The interpreter of an environment with DBOS; made at the first call, which needs a package index."""
-    folder = cache_folder() / f"dbos-{DBOS_VERSION}-py{sys.version_info.major}.{sys.version_info.minor}"
+def python_of(system: str) -> str:
+    """The interpreter of an environment with another library; made at the first call, which needs a package index."""
+    package, version, wanted = _OTHERS[system]
+    folder = cache_folder() / f"{package}-{version}-py{sys.version_info.major}.{sys.version_info.minor}"
     python, made = folder / "bin" / "python", folder / ".made"
     if made.exists():
         return str(python)
     folder.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True, stdout=sys.stderr)
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    exact = subprocess.run([*install, f"dbos=={DBOS_VERSION}", *_BESIDE], stdout=sys.stderr, check=False)
+    wanted = [each.format(version) for each in wanted]
+    exact = subprocess.run([*install, *wanted, *_BESIDE], stdout=sys.stderr, check=False)
     if exact.returncode != 0:
-        subprocess.run([*install, _DBOS_OTHERWISE, *_BESIDE], stdout=sys.stderr, check=True)
+        near = [each.replace("==", "~=") for each in wanted]
+        subprocess.run([*install, *near, *_BESIDE], stdout=sys.stderr, check=True)
     made.touch()
     return str(python)
 

@@ -23,7 +23,11 @@ matplotlib.rcParams["svg.hashsalt"] = "edda"  # the same results make the same f
 from matplotlib import pyplot  # noqa: E402  the back end is chosen before it
 
 _RESULTS = Path(__file__).resolve().parent / "results"
-_SHOWN = {"edda": ("edda-wsgi", "#1f5fa8", "o"), "dbos": ("DBOS Transact", "#b4552d", "s")}
+_SHOWN = {
+    "edda": ("edda-wsgi", "#1f5fa8", "o"),
+    "dbos": ("DBOS Transact", "#b4552d", "s"),
+    "framework": ("edda-framework", "#5b8a3c", "^"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

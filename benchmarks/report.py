@@ -6,25 +6,17 @@ the medians, and says more on a machine whose speed changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-_HEADINGS = (
-    ("in flight", ""),
-    ("steps/s", "edda"),
-    ("steps/s", "dbos"),
-    ("ratio by pairs", "median (range)"),
-    ("p50 ms", "edda"),
-    ("p50 ms", "dbos"),
-    ("py ms/step", "edda"),
-    ("py ms/step", "dbos"),
-    ("pg ms/step", "edda"),
-    ("pg ms/step", "dbos"),
-    ("commits/wf", "edda"),
-    ("commits/wf", "dbos"),
-)
+_FIGURES = ("p50 ms", "py ms/step", "pg ms/step", "commits/wf")
+
+
+def _headings(other: str) -> list[tuple[str, str]]:
+    speed = [("in flight", ""), ("steps/s", "edda"), ("steps/s", other), ("ratio by pairs", "median (range)")]
+    return speed + [(figure, side) for figure in _FIGURES for side in ("edda", other)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +47,14 @@ class Row:
         return {**asdict(self), "ratio_median": round(median(self.ratios), 2)}
 
 
-def rows(runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """A row for each concurrency, in the order of the runs."""
+def rows(runs: Sequence[dict[str, Any]], other: str = "dbos") -> list[Row]:
+    """A row for each concurrency, in the order of the runs; none if the other library was not measured."""
+    if not any(run["system"] == other for run in runs):
+        return []
     made = []
     for level in dict.fromkeys(run["concurrency"] for run in runs):
         ours = [run for run in runs if run["concurrency"] == level and run["system"] == "edda"]
-        theirs = [run for run in runs if run["concurrency"] == level and run["system"] == "dbos"]
+        theirs = [run for run in runs if run["concurrency"] == level and run["system"] == other]
         ratios = tuple(
             round(a["steps_per_s"] / b["steps_per_s"], 2)
             for a in ours
@@ -107,38 +101,53 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def table(found: Sequence[Row]) -> str:
-    """Aligned columns, for a terminal."""
-    lines = [[top for top, _ in _HEADINGS], [below for _, below in _HEADINGS], *(_cells(row) for row in found)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
-    text = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    errors = sum(row.ours.errors + row.theirs.errors for row in found)
+def tables(found: Mapping[str, Sequence[Row]]) -> str:
+    """Aligned columns, for a terminal; a table for each other library."""
+    text = "\n\n".join(_table(other, rows) for other, rows in found.items())
+    errors = _errors(found)
     return f"{text}\n{errors} ERRORS: these figures do not count" if errors else text
 
 
-def markdown(about: dict[str, Any], found: Sequence[Row]) -> str:
-    """The table with what one must know to judge it."""
-    heading = "| " + " | ".join(" ".join(part for part in pair if part) for pair in _HEADINGS) + " |"
+def _table(other: str, found: Sequence[Row]) -> str:
+    headings = _headings(other)
+    lines = [[top for top, _ in headings], [below for _, below in headings], *(_cells(row) for row in found)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _errors(found: Mapping[str, Sequence[Row]]) -> int:
+    return sum(row.ours.errors + row.theirs.errors for rows in found.values() for row in rows)
+
+
+def markdown(about: dict[str, Any], found: Mapping[str, Sequence[Row]]) -> str:
+    """The tables with what one must know to judge them."""
     lines = [
-        "# Throughput: ours beside DBOS",
+        f"# Throughput: ours beside {' and '.join(found)}",
         "",
         f"Measured {about['measured_at']} at revision {about['revision']} by `{about['command']}`; medians of {about['repetitions']}"
-        " repetitions, the two libraries in turn on one server. What each column means: `benchmarks/README.md`.",
+        " repetitions, the libraries in turn on one server. What each column means: `benchmarks/README.md`.",
         "",
-        heading,
-        "|" + "---:|" * len(_HEADINGS),
+    ]
+    for other, rows in found.items():
+        lines += _marked_down(other, rows)
+    return "\n".join([*lines, *circumstances(about, _errors(found))]) + "\n"
+
+
+def _marked_down(other: str, found: Sequence[Row]) -> list[str]:
+    headings = _headings(other)
+    return [
+        "| " + " | ".join(" ".join(part for part in pair if part) for pair in headings) + " |",
+        "|" + "---:|" * len(headings),
         *("| " + " | ".join(_cells(row)) + " |" for row in found),
         "",
         *(f"Ratios at {row.in_flight} in flight, pair by pair: {', '.join(map(str, row.ratios))}.  " for row in found),
         *(
             f"Range of steps/s at {row.in_flight}: edda {row.ours.slowest:.0f} to {row.ours.fastest:.0f},"
-            f" dbos {row.theirs.slowest:.0f} to {row.theirs.fastest:.0f}.  "
+            f" {other} {row.theirs.slowest:.0f} to {row.theirs.fastest:.0f}.  "
             for row in found
         ),
         "",
-        *circumstances(about, sum(row.ours.errors + row.theirs.errors for row in found)),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def circumstances(about: dict[str, Any], errors: int) -> list[str]:

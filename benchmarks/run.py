@@ -1,9 +1,9 @@
-"""Throughput of ours beside DBOS, in the same run, on a private PostgreSQL.
+"""Throughput of ours beside DBOS and edda-framework, in the same run, on a private PostgreSQL.
 
     python benchmarks/run.py [--quick] [--reps 5] [--concurrency 1,16,64] [--step write]
 
-Both libraries take turns (A B A B), so that whatever else the machine does meets both. Needs nothing but this
-project's own environment; the one for DBOS is made once, in a cache folder. Progress goes to stderr, the table to
+The libraries take turns (A B C A B C), so that whatever else the machine does meets all. Needs nothing but this
+project's own environment; those of the others are made once, in a cache folder. Progress goes to stderr, the table to
 stdout, and both, with the description of the machine, to ``benchmarks/results/``.
 """
 
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import report
-from running import SYSTEMS, Place, common_options, measured, place_for, save, say, shown
+from running import FRAMEWORK, OTHERS, SYSTEMS, Place, common_options, measured, place_for, save, say, shown
 
-PROGRAMS = {"edda": "bench_edda_wsgi.py", "dbos": "bench_dbos.py"}
+PROGRAMS = {"edda": "bench_edda_wsgi.py", "dbos": "bench_dbos.py", FRAMEWORK: "bench_framework.py"}
 # Enough for some seconds a measurement, and no more.
 WORKFLOWS = {1: 100, 16: 400, 64: 800}
 
@@ -26,13 +26,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _arguments(argv)
     with place_for(given) as place:
         about, runs = measured(place, given, shown("run.py", argv), lambda: _measure(given, place))
-    rows = report.rows(runs)
+    rows = {OTHERS[other]: found for other in OTHERS if (found := report.rows(runs, other))}
     text = report.markdown(about, rows)
-    print(report.table(rows))
+    print(report.tables(rows))
     if not given.no_save:
         save(
             "throughput" if given.step == "plain" else "writing",
-            {"about": about, "rows": [row.as_json() for row in rows], "runs": runs},
+            {
+                "about": about,
+                "rows": {name: [row.as_json() for row in found] for name, found in rows.items()},
+                "runs": runs,
+            },
             text,
         )
     return 1 if any(run["errors"] for run in runs) else 0
@@ -56,11 +60,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _measure(given: argparse.Namespace, place: Place) -> list[dict[str, Any]]:
     levels = [int(level) for level in given.concurrency.split(",")]
-    total = given.reps * len(levels) * len(SYSTEMS)
+    systems = SYSTEMS if given.step == "write" else (*SYSTEMS, FRAMEWORK)
+    total = given.reps * len(levels) * len(systems)
     runs: list[dict[str, Any]] = []
     for pair in range(given.reps):
         for level in levels:
-            for system in SYSTEMS:
+            for system in systems:
                 say(f"[{len(runs) + 1}/{total}] pair {pair + 1}, {level} in flight, {system} ... ", end="")
                 run = _one(given, place, system, level)
                 if place.cluster is not None:

@@ -21,6 +21,14 @@ from common import plain_url, with_database
 
 HERE = Path(__file__).resolve().parent
 SYSTEMS = ("edda", "dbos")
+"""They take turns in everything."""
+
+FRAMEWORK = "framework"
+"""The asyncio library ``edda-framework``, which is measured where it does the same."""
+
+OTHERS = {"dbos": "dbos", FRAMEWORK: "edda-framework"}
+"""Who ours is compared with, and what they are called."""
+
 _RUN_TIMEOUT_SECONDS = 600
 
 
@@ -74,8 +82,8 @@ def common_options(parser: argparse.ArgumentParser) -> None:
 @contextmanager
 def place_for(given: argparse.Namespace) -> Iterator[Place]:
     """Make what the programs need, and take it away afterwards."""
-    say(f"Making the environment of DBOS, or finding it in {environments.cache_folder()} ...")
-    pythons = {"edda": sys.executable, "dbos": environments.dbos_python()}
+    say(f"Making the environments of the others, or finding them in {environments.cache_folder()} ...")
+    pythons = {"edda": sys.executable} | {system: environments.python_of(system) for system in OTHERS}
     if given.server:
         yield Place(pythons, plain_url(given.server), None)
         return
@@ -96,7 +104,7 @@ def measured(
         "note": given.note,
         "machine": environments.describe_machine(),
         "postgresql": describe(place.url),
-        "versions": {system: environments.versions(place.pythons[system]) for system in SYSTEMS},
+        "versions": {system: environments.versions(python) for system, python in place.pythons.items()},
         "repetitions": given.reps,
         "connections_of_each_pool": given.pool or "default",
     }

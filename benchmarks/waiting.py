@@ -1,4 +1,4 @@
-"""Waiting, ours beside DBOS, in the same run, on a private PostgreSQL: timers, many asleep, events, memory.
+"""Waiting, ours beside DBOS and edda-framework, in the same run, on a private PostgreSQL: timers, many asleep, events, memory.
 
     python benchmarks/waiting.py [--quick] [--reps 5] [--only event,memory]
 
@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import waiting_report
-from running import SYSTEMS, Place, common_options, measured, place_for, save, say, shown
+from running import FRAMEWORK, OTHERS, SYSTEMS, Place, common_options, measured, place_for, save, say, shown
 from waiting_report import MEMORY, Figure
 
-PROGRAMS = {"edda": "bench_edda_waiting.py", "dbos": "bench_dbos_waiting.py"}
+PROGRAMS = {
+    "edda": "bench_edda_waiting.py",
+    "dbos": "bench_dbos_waiting.py",
+    FRAMEWORK: "bench_framework_waiting.py",
+}
 _ALL = 10_000
 _QUICK_PART = 10
 
@@ -56,6 +60,10 @@ def _both(workflows: int, *options: str) -> tuple[Side, ...]:
     return tuple(Side(system, workflows, options) for system in SYSTEMS)
 
 
+def _with_framework(workflows: int, *options: str) -> tuple[Side, ...]:
+    return tuple(Side(system, workflows, options) for system in ("edda", FRAMEWORK))
+
+
 SCENARIOS = (
     Scenario("100 timers of 1 s, started in a loop", "timers", _both(100), _LATENESS),
     Scenario("100 timers due at one instant", "together", _both(100), _LATENESS, of_five=3),
@@ -63,6 +71,9 @@ SCENARIOS = (
     Scenario("1,000 asleep, async def", "asleep", _both(1000, "body=async"), (*_LATENESS, _THREADS), of_five=1),
     Scenario("event from another process, def", "event", _both(200), _ARRIVAL, of_five=3),
     Scenario("event from another process, async def", "event", _both(200, "body=async"), _ARRIVAL, of_five=1),
+    # It looks for what is due every ten seconds, and for messages that it was not told of every thirty.
+    Scenario("100 timers of 1 s", "timers", _with_framework(100), _LATENESS, of_five=1),
+    Scenario("4 events from another process", "event", _with_framework(4, "warmup=0"), _ARRIVAL[:1], of_five=1),
     Scenario(
         MEMORY,
         "memory",
@@ -82,11 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _arguments(argv)
     with place_for(given) as place:
         about, runs = measured(place, given, shown("waiting.py", argv), lambda: _measure(given, place))
-    rows = waiting_report.rows(runs, {scenario.name: scenario.figures for scenario in SCENARIOS})
+    figures = {scenario.name: scenario.figures for scenario in SCENARIOS}
+    rows = {OTHERS[other]: waiting_report.rows(runs, figures, other) for other in OTHERS}
     print(waiting_report.table(rows, runs))
     if not given.no_save:
         text = waiting_report.markdown(about, rows, runs)
-        save("waiting", {"about": about, "rows": [row.as_json() for row in rows], "runs": runs}, text)
+        save("waiting", {"about": about, "rows": waiting_report.as_json(rows), "runs": runs}, text)
     return 1 if any(run["errors"] for run in runs) else 0
 
 
@@ -119,7 +131,7 @@ def _measure(given: argparse.Namespace, place: Place) -> list[dict[str, Any]]:
 
 
 def _command(given: argparse.Namespace, scenario: Scenario, side: Side) -> list[str]:
-    workflows = max(20, side.workflows // _QUICK_PART) if given.quick else side.workflows
+    workflows = max(min(20, side.workflows), side.workflows // _QUICK_PART) if given.quick else side.workflows
     return [
         *("--bench", scenario.bench, "--workflows", str(workflows), "--pool", str(given.pool)),
         *(part for option in side.options for part in ("--opt", option)),

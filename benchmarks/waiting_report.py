@@ -1,11 +1,11 @@
 """From runs of ``waiting.py`` to a table: medians of each library, and ratios by pairs, as in ``report.py``.
 
-Here less is better, so a ratio is theirs divided by ours: how many times less ours needs.
+Mostly less is better; then a ratio is theirs divided by ours: how many times less ours needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -14,7 +14,11 @@ from report import circumstances
 
 MEMORY = "memory of waiting workflows"
 
-_HEADINGS = ("what", "figure", "edda (range)", "dbos (range)", "dbos / edda by pairs (range)")
+
+def _headings(other: str) -> tuple[str, ...]:
+    return ("what", "figure", "edda (range)", f"{other} (range)", "times better, by pairs (range)")
+
+
 _MEMORY_HEADINGS = (
     *("library", "body", "setting", "waiting", "growth MB", "KB each", "threads before", "threads", "all wait after s"),
 )
@@ -54,39 +58,29 @@ class Row:
         }
 
 
-def rows(runs: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Figure]]) -> list[Row]:
-    """A row for each figure, in the order of the scenarios."""
+def rows(
+    runs: Sequence[Mapping[str, Any]],
+    figures: Mapping[str, Sequence[Figure]],
+    other: str = "dbos",
+    *,
+    more_is_better: Collection[str] = (),
+    with_ours_alone: bool = False,
+) -> list[Row]:
+    """A row for each figure, in the order of the scenarios; of those alone that the other library was measured in, too.
+
+    :param more_is_better: Scenarios whose figures are; of the others less is.
+    """
     made = []
     for what in dict.fromkeys(run["scenario"] for run in runs):
         ours, theirs = (
             {run["pair"]: run for run in runs if run["scenario"] == what and run["system"] == system}
-            for system in ("edda", "dbos")
+            for system in ("edda", other)
         )
-        sound = [pair for pair in ours if not ours[pair]["errors"] and not theirs[pair]["errors"]]
+        if not theirs and not with_ours_alone:
+            continue
         for figure in figures[what]:
-            ratios = tuple(round(figure.of(theirs[pair]) / figure.of(ours[pair]), 2) for pair in sound)
-            made.append(
-                Row(
-                    what,
-                    figure.label,
-                    tuple(figure.of(run) for run in ours.values()),
-                    tuple(figure.of(run) for run in theirs.values()),
-                    ratios or (float("nan"),),
-                )
-            )
-    return made
-
-
-def rows_of_both(
-    runs: Sequence[Mapping[str, Any]], figures: Mapping[str, Sequence[Figure]], *, more_is_better: set[str]
-) -> list[Row]:
-    """The same for scenarios of which some are ours alone, and some better the more there is."""
-    made = []
-    for what in dict.fromkeys(run["scenario"] for run in runs):
-        ours = {run["pair"]: run for run in runs if run["scenario"] == what and run["system"] == "edda"}
-        theirs = {run["pair"]: run for run in runs if run["scenario"] == what and run["system"] == "dbos"}
-        for figure in figures[what]:
-            pairs = [(figure.of(ours[pair]), figure.of(theirs[pair])) for pair in ours if pair in theirs]
+            sound = [pair for pair in ours if pair in theirs and not ours[pair]["errors"] + theirs[pair]["errors"]]
+            pairs = [(figure.of(ours[pair]), figure.of(theirs[pair])) for pair in sound]
             ratios = tuple(round(mine / other if what in more_is_better else other / mine, 2) for mine, other in pairs)
             nothing = (float("nan"),)
             made.append(
@@ -101,6 +95,11 @@ def rows_of_both(
     return made
 
 
+def as_json(found: Mapping[str, Sequence[Row]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows as they are kept."""
+    return {other: [row.as_json() for row in rows] for other, rows in found.items()}
+
+
 def in_short(run: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     """One run, for whoever watches."""
     if figures:
@@ -110,9 +109,9 @@ def in_short(run: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     return text + (f", {run['errors']} ERRORS: {run['first_error']}" if run["errors"] else "")
 
 
-def table(found: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> str:
-    """Aligned columns, for a terminal."""
-    parts = [_aligned([_HEADINGS, *map(_cells, found)], left=2)] if found else []
+def table(found: Mapping[str, Sequence[Row]], runs: Sequence[Mapping[str, Any]]) -> str:
+    """Aligned columns, for a terminal; a table for each other library."""
+    parts = [_aligned([_headings(other), *map(_cells, rows)], left=2) for other, rows in found.items() if rows]
     if memory := _memory(runs):
         parts.append(_aligned([_MEMORY_HEADINGS, *memory], left=3))
     if errors := sum(run["errors"] for run in runs):
@@ -122,24 +121,25 @@ def table(found: Sequence[Row], runs: Sequence[Mapping[str, Any]]) -> str:
 
 def markdown(
     about: dict[str, Any],
-    found: Sequence[Row],
+    found: Mapping[str, Sequence[Row]],
     runs: Sequence[Mapping[str, Any]],
     *,
-    title: str = "Waiting: ours beside DBOS",
+    title: str = "Waiting",
 ) -> str:
     """The tables with what one must know to judge them."""
     lines = [
-        f"# {title}",
+        f"# {title}: ours beside {' and '.join(found)}",
         "",
-        f"Measured {about['measured_at']} at revision {about['revision']} by `{about['command']}`, the two libraries in turn on"
+        f"Measured {about['measured_at']} at revision {about['revision']} by `{about['command']}`, the libraries in turn on"
         " one server; medians over the runs, of which the ranges tell. What each row means: `benchmarks/README.md`.",
         "",
     ]
-    if found:
-        lines += _marked_down([_HEADINGS, *map(_cells, found)], left=2)
-        lines += ["Runs of each row, ours and theirs:", ""]
-        lines += [f"- {row.what}, {row.figure}: {_listed(row.ours)}; {_listed(row.theirs)}." for row in found]
-        lines += [""]
+    for other, rows in found.items():
+        if rows:
+            lines += _marked_down([_headings(other), *map(_cells, rows)], left=2)
+            lines += ["Runs of each row, ours and theirs:", ""]
+            lines += [f"- {row.what}, {row.figure}: {_listed(row.ours)}; {_listed(row.theirs)}." for row in rows]
+            lines += [""]
     if memory := _memory(runs):
         lines += _marked_down([_MEMORY_HEADINGS, *memory], left=3)
     return "\n".join([*lines, *circumstances(about, sum(run["errors"] for run in runs))]) + "\n"

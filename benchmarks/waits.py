@@ -34,7 +34,7 @@ _PAUSE_SECONDS = (0.02, 0.06)
 _WARMUP = 32
 _WARMUP_SECONDS = 0.2
 _TOGETHER_SECONDS = 4.0
-_ARRIVAL_SECONDS = 30.0
+_ARRIVAL_SECONDS = 60.0
 _ALL_WAIT_SECONDS = 300.0
 
 
@@ -184,12 +184,13 @@ def _event(library: Library, given: argparse.Namespace, errors: list[str]) -> di
     arrived: list[float] = []
     cpu = 0.0
     with _sender_process(given) as (send, report):
-        for round_number, first in enumerate(range(-EVENTS_AT_A_TIME, given.workflows, EVENTS_AT_A_TIME)):
+        for first in range(-int(given.options.get("warmup", EVENTS_AT_A_TIME)), given.workflows, EVENTS_AT_A_TIME):
+            counts = first >= 0  # the first round is the warm-up
             keys = range(first, min(first + EVENTS_AT_A_TIME, given.workflows))
             handles = library.start_receivers(keys)
             _until_waiting(library, given, len(handles))
             for key, handle in zip(keys, handles, strict=True):
-                time.sleep(float(pause) if pause and round_number else arbitrary.uniform(shortest, longest))
+                time.sleep(float(pause) if pause and counts else arbitrary.uniform(shortest, longest))
                 cpu_before = time.process_time()
                 send(library.address(handle))
                 try:
@@ -199,7 +200,7 @@ def _event(library: Library, given: argparse.Namespace, errors: list[str]) -> di
                     continue
                 if who != key:
                     errors.append(f"the event for {key} came to {who}")
-                if round_number:  # the first round is the warm-up
+                if counts:
                     arrived.append(seconds)
                     cpu += time.process_time() - cpu_before
             for key, handle in zip(keys, handles, strict=True):

@@ -83,7 +83,6 @@ class Claimer:
         service_name: str,
         database: Database,
         service: ServiceThread,
-        max_running: int,
         poll_interval: float,
         is_listening: Callable[[], bool],
         notify: Callable[[str], None],
@@ -91,7 +90,7 @@ class Claimer:
     ) -> None:
         self._worker_id, self._service_name = worker_id, service_name
         self._database, self._service = database, service
-        self._max_running, self._poll_interval, self._probe = max_running, poll_interval, probe
+        self._poll_interval, self._probe = poll_interval, probe
         self._is_listening, self._notify = is_listening, notify
         self._woken = asyncio.Event()
         self._is_woken_from_here = False
@@ -150,7 +149,7 @@ class Claimer:
                 self._woken.clear()
                 is_from_here, self._is_woken_from_here = self._is_woken_from_here, False
                 # Kept until what is claimed is held: starts that begin here meanwhile must not take the same places.
-                kept = executor.promises.give(BATCH, room=self._max_running - len(executor.held))
+                kept = executor.promises.give(BATCH)
                 found: _Found | None = _NOT_LOOKED
                 try:
                     self._is_full = kept == 0

@@ -92,7 +92,6 @@ class Engine:
             service_name=settings.service_name,
             database=database,
             service=self._service,
-            max_running=settings.max_running,
             poll_interval=settings.poll_interval_seconds,
             is_listening=lambda: self._liveness.is_listening,
             notify=self.notify_others,
@@ -124,6 +123,7 @@ class Engine:
                 committer=self.committer,
                 service=self._service,
             ),
+            max_running=settings.max_running,
             max_parked=settings.max_parked,
             wake_claimer=self._claimer.wake,
             wake_claimer_in=self._claimer.wake_in,
@@ -201,8 +201,7 @@ class Engine:
             return None
         is_due = not new.delay_seconds and new.start_at is None
         is_ours = new.service == self._settings.service_name and workflows.get(new.workflow_name) is not None
-        room = self._settings.max_running - len(self.executor.held)
-        begins_here = is_due and is_ours and self.is_claiming and self.executor.promises.give(room=room) == 1
+        begins_here = is_due and is_ours and self.is_claiming and self.executor.promises.give() == 1
         written: Future[Started] = Future()
         self.committer.put(
             Start(new, self.worker_id if begins_here else None),

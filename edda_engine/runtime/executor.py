@@ -63,17 +63,17 @@ class Executor:
         service: ServiceThread,
         completions: Completions,
         takeovers: Takeovers,
+        max_running: int,
         max_parked: int,
         wake_claimer: Callable[[], None],
         wake_claimer_in: Callable[[float], None],
         has_room: Callable[[], None],
     ) -> None:
-        self._has_room = has_room
-        self._worker_id, self._workplace = worker_id, workplace
+        self._worker_id, self._workplace, self._has_room = worker_id, workplace, has_room
         self._committer, self._service, self._completions = committer, service, completions
         self._max_parked, self._wake_claimer, self._wake_claimer_in = max_parked, wake_claimer, wake_claimer_in
         self.held: dict[str, Run] = {}
-        self.promises, self._takeovers = Promises(), takeovers
+        self.promises, self._takeovers = Promises(self.held, max_running=max_running), takeovers
         self._parked: OrderedDict[str, Run] = OrderedDict()
         self._wanted_back: set[str] = set()
         self._too_new: set[str] = set()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from edda_engine.core.events import Recorded
 from edda_engine.runtime.committer import Resolve
+from edda_engine.runtime.promises import Promises
 from edda_engine.storage.units import HeldUnit, Outcome
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ class Owner(Protocol):
     """The executor, as a run sees it."""
 
     is_draining: bool
+    promises: Promises
 
     async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit."""

@@ -13,7 +13,10 @@ from math import inf
 from edda_engine.core.status import Status
 
 IN_MEMORY_SECONDS = 1.0
-"""Pauses up to this long are slept through with the lease held; longer ones give it back."""
+"""Pauses up to this long are slept through with the lease held; longer ones give it back.
+
+A timer does so only while the worker has places enough.
+"""
 
 CLOSE_ENOUGH_SECONDS = 0.02
 """A pause that ends this soon counts as over: the database's clock has said so already."""
@@ -23,7 +26,7 @@ _FEW = 4
 _A_YEAR = 365 * 86400.0
 
 NAP_SECONDS = 0.1
-"""Timers up to this long are slept through with the lease held."""
+"""Timers up to this long are slept through with the lease held in any case."""
 
 
 @dataclass(frozen=True, slots=True)

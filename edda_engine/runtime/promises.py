@@ -1,25 +1,33 @@
-"""Places kept for instances that are being started or claimed here: they count like runs until they are one."""
+"""The places of a worker, and those kept for what is being started or claimed here: it counts like a run until it is one."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sized
 
 _LOOK_SECONDS = 0.01
 
 
 class Promises:
-    """How many runs a worker will have to take besides those it has; safe from any thread."""
+    """How many runs a worker will have to take besides those it has, *held*; safe from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: Sized, *, max_running: int) -> None:
+        self._held, self._max_running = held, max_running
         self._lock = threading.Lock()
         self._is_closed = False
         self.count = 0
 
-    def give(self, most: int = 1, *, room: int) -> int:
-        """Keep up to *most* places, as far as not all of *room* are kept already; returns how many."""
+    @property
+    def are_half_free(self) -> bool:
+        """Whether so few places are taken that whoever needs none for a moment may keep it."""
+        return 2 * (len(self._held) + self.count) <= self._max_running
+
+    def give(self, most: int = 1) -> int:
+        """Keep up to *most* places, as far as there are; returns how many."""
         with self._lock:
-            given = 0 if self._is_closed else max(0, min(most, room - self.count))
+            room = self._max_running - len(self._held) - self.count
+            given = 0 if self._is_closed else max(0, min(most, room))
             self.count += given
             return given
 

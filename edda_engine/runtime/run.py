@@ -211,7 +211,8 @@ class Run:
 
         :raises Cancelled: the instance was asked to stop.
         """
-        if kind is WaitKind.TIMER and seconds is not None and seconds <= NAP_SECONDS:
+        longest = IN_MEMORY_SECONDS if self.owner.promises.are_half_free else NAP_SECONDS
+        if kind is WaitKind.TIMER and seconds is not None and seconds <= longest:
             await self.pauses.short(seconds)
         else:
             await self._long_pause(seconds, status=status, asks=activity_id)

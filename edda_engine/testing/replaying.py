@@ -28,6 +28,7 @@ from edda_engine.runtime.branches import install_task_factory
 from edda_engine.runtime.environment import Environment
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.probes import no_probe
+from edda_engine.runtime.promises import Promises
 from edda_engine.runtime.run import Run
 from edda_engine.storage.async_engine import AsyncEngines
 from edda_engine.storage.claiming import Lease
@@ -209,6 +210,7 @@ class _NothingNew:
     """The owner of a replayed run: nothing begins, nothing is written."""
 
     is_draining = True
+    promises = Promises((), max_running=0)
 
     async def commit(self, unit: HeldUnit) -> Outcome:
         return LeaseLost()
