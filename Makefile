@@ -4,6 +4,8 @@ DB ?= sqlite
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
+# Hundreds of processes are started by the tests: each would compile the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo test faults check run bench bench-throughput bench-writing bench-waiting bench-costs bench-plot bench-recovery chaos docs format clean
 
 help:  ## say what there is

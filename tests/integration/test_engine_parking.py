@@ -391,3 +391,25 @@ def test_a_worker_that_stops_hands_its_waiting_bodies_over(database_url: str) ->
         return await ended_by_another(database_url, instance_id)
 
     assert asyncio.run(main()) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_short_sleep_keeps_its_place_while_half_of_them_are_free(database_url: str, kind: str) -> None:
+    epochs: list[int] = []
+    tables = Tables(database_url)
+
+    def sleeps(ctx: Any) -> Any:
+        epochs.append(tables.instance(ctx.instance_id)["lock_epoch"])
+        yield sleep(ctx, 0.4)
+        epochs.append(tables.instance(ctx.instance_id)["lock_epoch"])
+        yield sleep(ctx, 1.2)
+        epochs.append(tables.instance(ctx.instance_id)["lock_epoch"])
+
+    flow = declare(kind, sleeps)
+
+    async def main() -> None:
+        async with edda(database_url) as app:
+            await app.result(await app.start(flow), timeout=20)
+
+    asyncio.run(main())
+    assert epochs[0] == epochs[1] < epochs[2]

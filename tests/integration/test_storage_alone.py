@@ -1,0 +1,136 @@
+"""Statements that are given to the driver: their rows, their errors, and the connections that they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Float, cast, create_engine, event, func, literal, literal_column, make_url, select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from edda_engine.storage.alone import Alone
+from edda_engine.storage.database import Database, is_outage, may_be_repeated
+from edda_engine.storage.prepared import is_one_of
+from edda_engine.storage.types import UtcTimestamp, clock
+from tests.integration.engines import storage
+
+_SAID = Alone(
+    lambda: select(
+        literal("a%b").label("text"),
+        cast(1.5, Float).label("number"),
+        clock().label("now"),
+        literal(datetime(2026, 1, 2, 3, 4, 5, 6, UTC), UtcTimestamp()).label("then"),
+        is_one_of("postgresql", literal("x"), "names").label("is_named"),
+    )
+)
+_MISSING = Alone(lambda: select(literal_column("1").label("one")).select_from(text("not_there")))
+_DIVIDED = Alone(lambda: select((literal_column("1") / func.length(literal_column("''"))).label("infinite")))
+_OURS = Alone(lambda: select(func.pg_backend_pid().label("pid")))
+
+
+@pytest.fixture(params=["psycopg", "psycopg2", "client side", "no pool"])
+def database(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[Database]:
+    """As applications set it up."""
+    driver = "psycopg2" if request.param == "psycopg2" else "psycopg"
+    with storage(postgres_url):
+        options: dict[str, Any] = {
+            "client side": {"connect_args": {"cursor_factory": psycopg.ClientCursor, "prepare_threshold": None}},
+            "no pool": {"poolclass": NullPool},
+        }.get(request.param, {})
+        made = Database(create_engine(make_url(postgres_url).set(drivername=f"postgresql+{driver}"), **options))
+        yield made
+        made.close()
+        made.engine.dispose()
+
+
+def test_its_rows_are_those_of_sqlalchemy(database: Database) -> None:
+    (found,) = database.execute_alone(_SAID, {"names": ["x", "y%"]})
+    with database.autocommitting() as conn:
+        (other,) = conn.execute(_SAID.statement, {"names": ["x", "y%"]}).all()
+    assert found._fields == other._fields
+    assert (found.text, found.number, found.then, found.is_named) == (
+        other.text,
+        other.number,
+        other.then,
+        other.is_named,
+    )
+    assert found.now.tzinfo is other.now.tzinfo is UTC
+    assert database.execute_alone(_SAID, {"names": []})[0].is_named is False
+
+
+def test_it_is_committed_and_its_connection_is_an_ordinary_one_again(database: Database) -> None:
+    (ours,) = database.execute_alone(_OURS, {})
+    with database.write() as conn:
+        if not isinstance(database.service.pool, NullPool):
+            assert conn.execute(select(func.pg_backend_pid())).scalar_one() == ours.pid
+        raw: Any = conn.connection.dbapi_connection
+        assert raw.autocommit is False
+        conn.execute(text("CREATE TABLE kept (n integer)"))
+        conn.rollback()
+    with database.read() as conn:
+        assert conn.execute(text("SELECT to_regclass('kept')")).scalar_one() is None
+
+
+@pytest.mark.parametrize("statement", [_MISSING, _DIVIDED])
+def test_what_the_database_refuses_is_an_error_of_sqlalchemy_that_is_no_outage(
+    database: Database, statement: Alone
+) -> None:
+    with pytest.raises(DBAPIError) as refused:
+        database.execute_alone(statement, {})
+    with database.autocommitting() as conn, pytest.raises(DBAPIError) as other:
+        conn.execute(statement.statement)
+    assert type(refused.value) is type(other.value)
+    assert not is_outage(refused.value)
+    assert not may_be_repeated(refused.value)
+    assert database.execute_alone(_OURS, {})
+
+
+def test_a_connection_that_broke_is_an_outage_and_is_not_used_again(database: Database) -> None:
+    (ours,) = database.execute_alone(_OURS, {})
+    with database.read() as conn:
+        conn.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": ours.pid})
+    if isinstance(database.service.pool, NullPool):
+        return
+    with pytest.raises(OperationalError) as broken:
+        database.execute_alone(_OURS, {})
+    assert is_outage(broken.value)
+    assert broken.value.connection_invalidated
+    assert "pg_backend_pid" in str(broken.value)
+    (another,) = database.execute_alone(_OURS, {})
+    assert another.pid != ours.pid
+
+
+def test_where_nobody_can_connect_it_is_an_outage_too(postgres_url: str) -> None:
+    gone = make_url(postgres_url).set(drivername="postgresql+psycopg", database="gone")
+    database = Database(create_engine(gone))
+    with pytest.raises(OperationalError) as nowhere:
+        database.execute_alone(_OURS, {})
+    assert is_outage(nowhere.value)
+
+
+def test_who_listens_to_the_statements_hears_them(database: Database) -> None:
+    heard: list[str] = []
+
+    def hear(*about: Any) -> None:
+        heard.append(about[2])
+
+    event.listen(database.service, "before_cursor_execute", hear)
+    database.execute_alone(_OURS, {})
+    event.remove(database.service, "before_cursor_execute", hear)
+    database.execute_alone(_OURS, {})
+    assert len(heard) == 1
+
+
+def test_the_values_of_a_statement_are_not_told(database: Database) -> None:
+    secret = Alone(lambda: select((literal_column("1") / func.length(literal(""))).label("n"), _named()))
+    with pytest.raises(DBAPIError) as refused:
+        database.execute_alone(secret, {"names": ["password"]})
+    assert "password" not in str(refused.value)
+
+
+def _named() -> Any:
+    return is_one_of("postgresql", literal("x"), "names").label("is_named")
