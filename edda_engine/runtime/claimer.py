@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from edda_engine.runtime.executor import Executor
 from edda_engine.runtime.past import Past, load_pasts
@@ -27,9 +28,9 @@ from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.wakeups import Alarm
 from edda_engine.storage import claiming, instances, outlook
-from edda_engine.storage.claim_at_once import claim_at_once
+from edda_engine.storage.claim_at_once import Claimed, claim_at_once
 from edda_engine.storage.claiming import Lease
-from edda_engine.storage.database import Database, is_outage
+from edda_engine.storage.database import Database, is_outage, may_be_repeated
 from edda_engine.storage.delivery import deliver
 from edda_engine.storage.outlook import Outlook
 from edda_engine.storage.waking import Delivered
@@ -102,6 +103,7 @@ class Claimer:
         self._full_until = 0.0
         self._deliver_again_seconds = _DELIVER_AGAIN_SECONDS[0]
         self._claim_again_seconds = _CLAIM_AGAIN_SECONDS
+        self._takes_one_statement = not database.is_sqlite
         self._offered_to: list[str] | None = None
         """For which workflows all queues were looked into: before, nobody may have been there to run them."""
 
@@ -306,25 +308,35 @@ class Claimer:
             if not (seen.has_messages or (seen.has_due and limit)):
                 return _Found(seen)
         at_once: tuple[Lease, ...] = ()
-        if not (offers_again or self._database.is_sqlite or limit < _FOR_ONE_STATEMENT):
-            self._probe("claim.before_commit")
-            claimed = claim_at_once(
-                self._database.execute_alone,
-                worker_id=self._worker_id,
-                service=self._service_name,
-                names=names,
-                limit=limit,
-            )
+        if not offers_again and limit >= _FOR_ONE_STATEMENT and self._takes_one_statement:
+            claimed = self._claim_at_once(names, limit)
             at_once = claimed.leases
             if not claimed.has_mail:
                 return _Found(None, at_once, is_full=limit == len(at_once))
-            self._probe("claim.after_commit")
         with self._database.write() as conn:
             delivered, leases = self._take(conn, names, limit - len(at_once), offers_again=offers_again)
         if not delivered.is_unfinished:
             self._offered_to = names
         leases = [*at_once, *leases]
         return _Found(None, tuple(leases), delivered, is_full=0 < limit == len(leases))
+
+    def _claim_at_once(self, names: list[str], limit: int) -> Claimed:
+        self._probe("claim.before_commit")
+        execute, about = self._database.execute_alone, {"worker_id": self._worker_id, "service": self._service_name}
+        try:
+            claimed = claim_at_once(execute, names=names, limit=limit, **about)
+        except DBAPIError as refused:
+            if may_be_repeated(refused):
+                raise
+            self._takes_one_statement = False
+            _log.warning(
+                "The database refuses to claim instances by one statement, and is asked by several from now on: %s",
+                refused.orig,
+            )
+            return Claimed((), has_mail=True)
+        if claimed.has_mail:
+            self._probe("claim.after_commit")
+        return claimed
 
     def _take(
         self, conn: Connection, names: list[str], limit: int, *, offers_again: bool

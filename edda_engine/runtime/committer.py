@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
+
 from edda_engine.runtime.handing import resolve
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.storage.at_once import is_plain, write_at_once
@@ -177,7 +179,8 @@ class Committer:
             outcomes = write_at_once(self._database.execute_alone, units)
             self._probe("batch.after_commit")
         except Exception as error:  # not the database's only, as below
-            self._refused = error if not may_be_repeated(error) else None
+            # An answer may have been lost, and what is asked for again be recorded: that is nothing to wonder at.
+            self._refused = None if may_be_repeated(error) or isinstance(error, IntegrityError) else error
             return batch
         self.transactions += 1
         found = list(zip(batch, outcomes, strict=True))

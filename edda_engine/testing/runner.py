@@ -145,9 +145,12 @@ class Runner:
         """Let so much time pass; whatever becomes due meanwhile is done, in its order.
 
         :raises StuckError: it takes too long, by the real clock.
+        :raises UsageError: the span is negative.
         """
         self._ready()
         span = timedelta(seconds=seconds, minutes=minutes, hours=hours, days=days)
+        if span < timedelta():
+            raise UsageError(f"advance(): {span.total_seconds():g} seconds cannot pass; time only goes forward.")
         until = self._clock.now() + timedelta(seconds=checked_seconds("advance", "by", span))
         deadline = Deadline(self._timeout)
         while True:

@@ -14,6 +14,7 @@ from edda_engine import (
     WorkflowContext,
     WorkflowFailedError,
     activity,
+    wait_event,
     workflow,
 )
 from tests.integration.engines import Tables, edda, until, write_note
@@ -247,3 +248,30 @@ def test_a_database_that_takes_steps_but_not_by_one_statement_is_wondered_at_onc
         "The database refuses to write a batch of steps by one statement, and takes it by several, which is slower:"
         " (psycopg.errors.FeatureNotSupported) DO ALSO rules are not supported for data-modifying statements in WITH"
     ]
+
+
+def test_a_database_that_does_not_let_one_statement_claim_is_asked_by_several(
+    postgres_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @workflow
+    async def hears(ctx: WorkflowContext) -> Any:
+        return (await wait_event(ctx, "paid")).data
+
+    async def main() -> list[Any]:
+        async with edda(postgres_url, poll_interval_seconds=60) as app:
+            rule = "CREATE RULE also AS ON UPDATE TO edda_messages DO ALSO DELETE FROM edda_waits WHERE false"
+            Tables(postgres_url).execute(rule)
+            found = []
+            for number in range(3):
+                instance_id = await app.start(hears)
+                await until(lambda: Tables(postgres_url).value("SELECT count(*) FROM edda_waits") == 1)
+                await app.send_event("paid", "test", number, instance_id=instance_id)
+                found.append(await app.result(instance_id, timeout=20))
+            return found
+
+    assert asyncio.run(main()) == [0, 1, 2]
+    told = [record.message for record in caplog.records if "one statement" in record.message]
+    assert len(told) == 1
+    assert told[0].startswith(
+        "The database refuses to claim instances by one statement, and is asked by several from now on"
+    )

@@ -52,6 +52,11 @@ def own_runner(database_url: str) -> Iterator[WorkflowRunner]:
         yield found
 
 
+def test_time_goes_forward_only(runner: WorkflowRunner) -> None:
+    with pytest.raises(UsageError, match=r"-86400 seconds cannot pass"):
+        runner.advance(days=-1)
+
+
 @workflow
 def sent_in_a_month(ctx: Any) -> list[Any]:
     first, begun_at = write(ctx, "now"), ctx.now()
