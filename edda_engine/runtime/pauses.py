@@ -13,10 +13,13 @@ from math import inf
 from edda_engine.core.status import Status
 
 IN_MEMORY_SECONDS = 1.0
-"""Pauses up to this long are slept through with the lease held; longer ones give it back.
+"""Pauses before another attempt up to this long are slept through with the lease held; longer ones give it back."""
 
-A timer does so only while the worker has places enough.
-"""
+SHORT_TIMER_SECONDS = 1.0
+"""Timers up to this long are, while the worker has places enough."""
+
+NAP_SECONDS = 0.1
+"""And up to this long in any case."""
 
 CLOSE_ENOUGH_SECONDS = 0.02
 """A pause that ends this soon counts as over: the database's clock has said so already."""
@@ -24,9 +27,6 @@ CLOSE_ENOUGH_SECONDS = 0.02
 
 _FEW = 4
 _A_YEAR = 365 * 86400.0
-
-NAP_SECONDS = 0.1
-"""Timers up to this long are slept through with the lease held in any case."""
 
 
 @dataclass(frozen=True, slots=True)

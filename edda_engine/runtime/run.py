@@ -34,7 +34,7 @@ from edda_engine.runtime.greenlets import hand_out
 from edda_engine.runtime.idling import when_idle
 from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.past import Past
-from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, Pauses, for_ever, wake
+from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, SHORT_TIMER_SECONDS, Pauses, for_ever, wake
 from edda_engine.runtime.unawaited import Unawaited
 from edda_engine.storage.claiming import Lease
 from edda_engine.storage.units import HeldUnit, Holder, LeaseLost, Outcome, PutBack, Step, Successor
@@ -211,7 +211,7 @@ class Run:
 
         :raises Cancelled: the instance was asked to stop.
         """
-        longest = IN_MEMORY_SECONDS if self.owner.promises.are_half_free else NAP_SECONDS
+        longest = SHORT_TIMER_SECONDS if self.owner.promises.are_half_free else NAP_SECONDS
         if kind is WaitKind.TIMER and seconds is not None and seconds <= longest:
             await self.pauses.short(seconds)
         else:

@@ -10,7 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from unittest.mock import patch
 
+from edda_engine.runtime import run
 from tests.faults.books import Books
 from tests.faults.wire import Wire
 
@@ -31,6 +33,8 @@ class Stage:
         """*mishap* belongs to the story of this life, *deed* is the fault that it is told for."""
         self.books, self.folder = Books(url), folder
         self.wire = Wire(url, committing=self._committing)
+        # Timers of a moment stand for long ones here, which give the lease back.
+        self._short_timers = patch.object(run, "SHORT_TIMER_SECONDS", run.NAP_SECONDS)
         self.is_draining = False
         self.is_at_work_on: Callable[[str], bool] = lambda _: False
         """Whether the engine of this life holds an instance."""
@@ -79,6 +83,7 @@ class Stage:
             self._changed.notify_all()
 
     def __enter__(self) -> Stage:
+        self._short_timers.__enter__()
         self.wire.__enter__()
         return self
 
@@ -86,6 +91,7 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.wire.__exit__(kind, error, traceback)
+        self._short_timers.__exit__(None, None, None)
 
     def _committing(self, when: str) -> None:
         """A commit that no point of the library comes before is that by which the tables are made."""
