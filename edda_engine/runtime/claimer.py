@@ -69,6 +69,8 @@ class _Found:
     delivered: Delivered = _NOTHING
     is_full: bool = False
     """It brought as much as was asked for: there may be more."""
+    problem: Exception | None = None
+    """Why it brought no more."""
 
 
 _NOT_LOOKED = _Found(None)
@@ -215,6 +217,9 @@ class Claimer:
         if late:
             await self._take_late(executor, late)
         self._follow_up(executor, found.delivered, claimed=names if limit else [])
+        if found.problem is not None:
+            await self._pause_after(found.problem)
+            return None
         return found
 
     async def _look_ahead(self, found: _Found) -> bool:
@@ -313,8 +318,13 @@ class Claimer:
             at_once = claimed.leases
             if not claimed.has_mail:
                 return _Found(None, at_once, is_full=limit == len(at_once))
-        with self._database.write() as conn:
-            delivered, leases = self._take(conn, names, limit - len(at_once), offers_again=offers_again)
+        try:
+            with self._database.write() as conn:
+                delivered, leases = self._take(conn, names, limit - len(at_once), offers_again=offers_again)
+        except Exception as error:
+            if not at_once:
+                raise
+            return _Found(None, at_once, problem=error)  # what was claimed is committed, and must be known
         if not delivered.is_unfinished:
             self._offered_to = names
         leases = [*at_once, *leases]

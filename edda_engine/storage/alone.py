@@ -20,6 +20,10 @@ Execute = Callable[["Alone", Mapping[str, Any]], Sequence[Any]]
 """Executes one statement with these parameters; its rows, whose values are also attributes."""
 
 
+_HEARD = ("before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute", "engine_connect")
+"""Events of an engine by which somebody hears of its statements."""
+
+
 class Alone:
     """A statement that returns rows, and is a transaction by itself; built when it is needed first.
 
@@ -35,7 +39,7 @@ class Alone:
 
         :raises DBAPIError: as SQLAlchemy would say it.
         """
-        if engine.dispatch.before_cursor_execute or engine.dispatch.after_cursor_execute:
+        if any(getattr(engine.dispatch, name) for name in _HEARD):
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
                 return conn.execute(self.statement, given).all()
         return self._for(engine.dialect).execute(engine, given)
@@ -106,6 +110,7 @@ def _fetched(engine: Engine, text: str, values: dict[str, Any]) -> tuple[list[An
     try:
         pooled = engine.raw_connection()
         raw = pooled.dbapi_connection
+        raw.rollback()  # of what a listener of the pool has asked, perhaps; sends nothing if that is nothing
         raw.autocommit = True
         with raw.cursor() as cursor:
             cursor.execute(text, values)
@@ -113,7 +118,9 @@ def _fetched(engine: Engine, text: str, values: dict[str, Any]) -> tuple[list[An
         raw.autocommit = False
     except driver.Error as error:
         is_lost = pooled is not None and dialect.is_disconnect(error, pooled.dbapi_connection, None)
-        if pooled is not None:
+        if is_lost:
+            engine.pool._invalidate(pooled, error)  # as SQLAlchemy does: the others of its age are lost as well
+        elif pooled is not None:
             pooled.invalidate()
         raise DBAPIError.instance(
             text, None, error, driver.Error, hide_parameters=True, connection_invalidated=is_lost, dialect=dialect

@@ -79,11 +79,12 @@ def claim_at_once(execute: Execute, *, worker_id: str, service: str, names: Coll
 
 
 def _claim() -> Select[Any]:
-    new = _new()
-    ready = _ready(new)
+    oldest = _oldest()
+    new = _new(oldest)
+    ready = _ready(oldest, new)
     put = _putting(new, ready)
     delivered = update(messages).where(_is_in(_M.seq, select(put.c.seq))).values(is_new=False).cte("delivered")
-    found = due(_PG, bindparam("at_most", type_=Integer) - select(func.count()).select_from(ready).scalar_subquery())
+    found = due(_PG, bindparam("at_most", type_=Integer) - _count(ready))
     of_both = union_all(select(found.c.instance_id), select(ready.c.instance_id))
     claimed = claiming(_is_in(_I.instance_id, of_both)).returning(*LEASED).cte("claimed")
     is_left = is_any_in_order(_M.seq, _M.is_new, _M.seq.not_in(select(put.c.seq)))
@@ -94,9 +95,8 @@ def _claim() -> Select[Any]:
 _IS_TO_BE_SEEN = is_any_in_order(_N.receiver, _N.is_new)
 
 
-def _new() -> CTE:
-    """The oldest that is new, locked; nothing at all unless all of it is addressed, and it is our turn."""
-    oldest = (
+def _oldest() -> CTE:
+    return (
         select(_M.seq, _M.addressee)
         .where(_M.is_new)
         .order_by(_M.seq)
@@ -104,6 +104,10 @@ def _new() -> CTE:
         .cte("oldest")
         .prefix_with("MATERIALIZED")
     )
+
+
+def _new(oldest: CTE) -> CTE:
+    """The oldest that is new, locked; nothing at all unless all of it is addressed, and it is our turn."""
     is_for_more = exists().where(oldest.c.addressee.is_(None))
     has_new = exists().select_from(oldest)
     ours = select(turn(_PG).label("is_ours")).where(has_new, not_(is_for_more), not_(_IS_TO_BE_SEEN)).cte("ours")
@@ -117,9 +121,15 @@ def _new() -> CTE:
     )
 
 
-def _ready(new: CTE) -> CTE:
-    """The instances that wait for some of it, locked as they were seen."""
-    is_awaited = and_(_W.instance_id == new.c.addressee, _W.kind == new.c.kind, _W.name == new.c.name)
+def _ready(oldest: CTE, new: CTE) -> CTE:
+    """The instances that wait for some of it, locked as they were seen; none if something could not be locked.
+
+    What comes after that might be for the same instance, and would overtake it.
+    """
+    # Not by the index of names, which the planner likes as long as it knows nothing of the table: very many may wait for one.
+    is_that = and_(_W.kind.concat("") == new.c.kind, _W.name.concat("") == new.c.name)
+    is_awaited = and_(_W.instance_id == new.c.addressee, is_that)
+    is_whole = _count(new) == _count(oldest)
     is_free = and_(
         _I.locked_by.is_(None),
         _I.status == any_(cast(sorted(str(status) for status in WAITING), ARRAY(Text))),
@@ -133,7 +143,7 @@ def _ready(new: CTE) -> CTE:
         .join_from(instances, waits, _W.instance_id == _I.instance_id)
         .join(new, and_(is_awaited, _W.is_competing == false()))
         .where(_is_in(_I.instance_id, select(new.c.addressee)), _is_in(_W.instance_id, select(new.c.addressee)))
-        .where(is_of_worker(_PG), is_free)
+        .where(is_of_worker(_PG), is_free, is_whole)
         .cte("seen")
         .prefix_with("MATERIALIZED")
     )
@@ -156,6 +166,10 @@ def _putting(new: CTE, ready: CTE) -> CTE:
     )
     into = insert_for(_PG)(inbox).from_select(columns, rows, include_defaults=False).on_conflict_do_nothing()
     return into.returning(_N.seq).cte("put")  # type: ignore[no-any-return]
+
+
+def _count(found: CTE) -> ColumnElement[int]:
+    return select(func.count()).select_from(found).scalar_subquery()
 
 
 def _is_in(which: ColumnElement[Any], found: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:

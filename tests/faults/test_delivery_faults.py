@@ -368,7 +368,7 @@ def test_timers_fire_in_time_where_the_server_lives_in_another_zone_and_many_are
 
 @workflow
 async def fault_sleeps_once(ctx: WorkflowContext) -> str:
-    await sleep(ctx, 0.5, timer_id="call:1")
+    await sleep(ctx, 1.2, timer_id="call:1")
     return "awake"
 
 
@@ -386,7 +386,7 @@ def test_a_timer_that_fired_before_its_process_died_has_fired_and_one_that_was_n
     sleeper = asyncio.run(asleep_once())
     with storage(database_url) as database:
         (lease,) = eventually(lambda: run(database, claimed_sleeper))
-        unit = ask(sleeper, WaitRequest(WaitKind.TIMER, seconds=0.5), epoch=lease.epoch)
+        unit = ask(sleeper, WaitRequest(WaitKind.TIMER, seconds=1.2), epoch=lease.epoch)
         unit = Take(unit.holder, unit.key, 1, "sleep", sleeper, unit.request)
         assert isinstance(run_and_die(database, unit), AlreadyRecorded)  # between "fired" and "removed"
         assert tables.value("SELECT count(*) FROM edda_waits") == 1

@@ -104,6 +104,29 @@ def test_a_connection_that_broke_is_an_outage_and_is_not_used_again(database: Da
     assert another.pid != ours.pid
 
 
+def test_when_one_connection_has_broken_the_others_of_its_age_are_not_tried(database: Database) -> None:
+    if isinstance(database.service.pool, NullPool):
+        return
+    several = [database.service.connect() for _ in range(3)]
+    pids = [conn.execute(select(func.pg_backend_pid())).scalar_one() for conn in several]
+    for conn in several:
+        conn.close()
+    with database.read() as conn:
+        conn.execute(text("SELECT pg_terminate_backend(pid) FROM unnest(:pids) AS given (pid)"), {"pids": pids})
+    with pytest.raises(OperationalError):
+        database.execute_alone(_OURS, {})
+    assert [database.execute_alone(_OURS, {})[0].pid in pids for _ in range(3)] == [False] * 3
+
+
+def test_what_a_listener_of_the_pool_has_begun_is_not_in_the_way(database: Database) -> None:
+    @event.listens_for(database.service.pool, "checkout")
+    def _set_role(connection: Any, *_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET ROLE NONE")
+
+    assert database.execute_alone(_OURS, {})[0].pid
+
+
 def test_where_nobody_can_connect_it_is_an_outage_too(postgres_url: str) -> None:
     gone = make_url(postgres_url).set(drivername="postgresql+psycopg", database="gone")
     database = Database(create_engine(gone))

@@ -271,6 +271,17 @@ def test_nobody_who_is_in_the_middle_of_something_is_waited_for(
     assert ids(claim(database)) == ["a"]
 
 
+def test_nothing_overtakes_a_message_that_somebody_has_locked(database: Database, tables: Tables) -> None:
+    waits_for_paid(database, "a")
+    sent(database, "a", "1")
+    sent(database, "a", "2")
+    before = everything(tables)
+    oldest = "SELECT 1 FROM edda_messages WHERE seq = (SELECT min(seq) FROM edda_messages) FOR SHARE"
+    with doing(database, lambda conn: conn.execute(text(oldest))):
+        assert claim(database) == Claimed((), has_mail=True)
+    assert everything(tables) == before
+
+
 # What others have done since the statement began.
 
 _SLOW_TURN = (

@@ -15,6 +15,7 @@ from edda_engine.core.status import Status
 from edda_engine.events import event_message
 from edda_engine.storage import claiming, delivery, history, retries, waits
 from edda_engine.storage.at_once import write_at_once
+from edda_engine.storage.claim_at_once import Claimed, claim_at_once
 from edda_engine.storage.database import Database
 from edda_engine.storage.keys import among
 from edda_engine.storage.messages import insert_messages
@@ -171,6 +172,35 @@ def test_a_batch_of_plain_units_reads_no_table_as_a_whole(crowded: Database) -> 
     found = plans(crowded, lambda _: write_at_once(crowded.execute_alone, units))
     assert any("edda_waits" in line for line in found)
     assert [line for line in found if reads_everything(line)] == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has no such statement
+@pytest.mark.parametrize("is_known_to_the_planner", [True, False])
+def test_a_claim_in_one_statement_reads_no_table_as_a_whole(crowded: Database, is_known_to_the_planner: bool) -> None:
+    """Also when all wait for events of one name, and nobody has analyzed the tables since they were empty."""
+
+    def be_of_one_name(conn: Connection) -> None:
+        conn.execute(text("UPDATE edda_waits SET kind = 'event', name = 'name2'"))
+        if not is_known_to_the_planner:
+            conn.execute(text("DELETE FROM pg_statistic WHERE starelid::regclass::text LIKE 'edda\\_%'"))
+
+    run(crowded, be_of_one_name)
+    for number in range(2, 12):
+        message = event_message("name2", "test", number, instance_id=f"i{number}", max_payload_bytes=1000)
+        run(crowded, lambda conn, message=message: insert_messages(conn, [message]))
+    run(crowded, due)
+    claimed: list[Claimed] = []
+
+    def claim(_: Connection) -> None:
+        about = {"worker_id": "w", "service": "tests"}
+        claimed.append(claim_at_once(crowded.execute_alone, names=["wf"], limit=64, **about))
+
+    found = plans(crowded, claim)
+
+    assert len(claimed[0].leases) == 11
+    assert not claimed[0].has_mail
+    assert [line for line in found if reads_everything(line)] == []
+    assert [line for line in found if "ix_edda_waits_name" in line] == []
 
 
 def test_looking_for_mail_of_held_instances_reads_no_table_as_a_whole(crowded: Database) -> None:

@@ -18,7 +18,11 @@ from sqlalchemy import event
 
 from edda_engine import EddaApp, WorkflowContext, activity, sleep, wait_event, workflow
 from edda_engine.core.status import Status
-from tests.integration.engines import SERVICE, Gate, Tables, edda, interrupted_at, until
+from edda_engine.events import event_message
+from edda_engine.runtime import claimer
+from edda_engine.storage.delivery import deliver
+from edda_engine.storage.messages import insert_messages
+from tests.integration.engines import SERVICE, Gate, Tables, edda, interrupted_at, run, storage, until
 from tests.integration.flask_apps import environment_of
 from tests.integration.test_engine_outages import Proxy
 
@@ -573,3 +577,36 @@ def test_what_becomes_due_between_a_claim_and_the_look_that_follows_is_claimed(d
             return await app.result("late", timeout=20)
 
     assert asyncio.run(main()) == 7
+
+
+def test_what_one_statement_has_claimed_goes_on_although_the_delivery_after_it_fails(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @workflow
+    async def hears(ctx: WorkflowContext) -> Any:
+        return (await wait_event(ctx, "paid")).data
+
+    tables = Tables(postgres_url)
+    failed: list[bool] = []
+
+    def fails_once(*args: Any, **options: Any) -> Any:
+        if failed:
+            return deliver(*args, **options)
+        failed.append(True)
+        raise RuntimeError("the delivery has failed")
+
+    async def main() -> Any:
+        async with edda(postgres_url, poll_interval_seconds=RARELY) as app:
+            instance_id = await app.start(hears)
+            await until(lambda: tables.instance(instance_id)["status"] == Status.WAITING_FOR_EVENT)
+            stray = event_message("paid", "test", 0, instance_id="nobody", max_payload_bytes=1000)
+            with storage(postgres_url) as database:
+                run(database, lambda conn: insert_messages(conn, [stray]))  # nobody is told of it
+            monkeypatch.setattr(claimer, "deliver", fails_once)
+            await app.send_event("paid", "test", 1, instance_id=instance_id)
+            return await app.result(instance_id, timeout=20)
+
+    assert asyncio.run(main()) == 1
+    assert failed
+    assert "Claiming failed; it is tried again" in caplog.text
+    assert tables.value("SELECT max(takeovers) FROM edda_instances") == 0
