@@ -58,7 +58,8 @@ class Process:
 
     @property
     def log(self) -> str:
-        return self._log.read_text(errors="replace")
+        """What it has logged; nothing if it was killed before it began to."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def wait(self) -> int:
         """Its exit status."""

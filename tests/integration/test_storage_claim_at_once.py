@@ -311,7 +311,10 @@ def claimed_while(slow: Database, tables: Tables, work: Callable[[], None]) -> C
         return found.result(20)
 
 
-_IS_AT_THE_TURN = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1 AND NOT granted"
+_IS_AT_THE_TURN = (
+    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1 AND NOT granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
 
 
 def test_what_somebody_else_has_delivered_meanwhile_is_not_delivered_again(
