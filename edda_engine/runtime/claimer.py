@@ -27,8 +27,8 @@ from edda_engine.runtime.past import Past, load_pasts
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.wakeups import Alarm
-from edda_engine.storage import claiming, instances, outlook
-from edda_engine.storage.claim_at_once import Claimed, claim_at_once
+from edda_engine.storage import claim_at_once, claiming, instances, outlook
+from edda_engine.storage.claim_at_once import Claimed
 from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import Database, is_outage, may_be_repeated
 from edda_engine.storage.delivery import deliver
@@ -105,7 +105,7 @@ class Claimer:
         self._full_until = 0.0
         self._deliver_again_seconds = _DELIVER_AGAIN_SECONDS[0]
         self._claim_again_seconds = _CLAIM_AGAIN_SECONDS
-        self._takes_one_statement = not database.is_sqlite
+        self._takes_one_statement, self._is_prepared = not database.is_sqlite, False
         self._offered_to: list[str] | None = None
         """For which workflows all queues were looked into: before, nobody may have been there to run them."""
 
@@ -123,9 +123,9 @@ class Claimer:
         self._has_outage = True
         self.hear()
 
-    def wake_in(self, seconds: float) -> None:
-        """Look after so many seconds: something will be due then. Call on the loop."""
-        self._alarm.ring_in(seconds + _MARGIN_SECONDS)
+    def wake_in(self, seconds: float, instance_id: str = "") -> None:
+        """Look after so many seconds: something, or this instance, will be due then. Call on the loop."""
+        self._alarm.ring_in(seconds + _MARGIN_SECONDS, instance_id)
 
     def expect(self, seen: Outlook) -> None:
         """Be woken by what somebody has seen: now, or when the next instance becomes due. Call on the loop."""
@@ -210,6 +210,7 @@ class Claimer:
             await self._after_outage(executor, [lease.instance_id for lease in found.leases])
         late = []
         for lease in found.leases:
+            self._alarm.forget(lease.instance_id)
             if not lease.has_history or lease.instance_id in pasts or executor.has_parked(lease):
                 executor.take(lease, pasts.get(lease.instance_id, Past()))
             else:
@@ -233,6 +234,9 @@ class Claimer:
             return False
         self._is_calm = not left.has_work
         self._set_alarm(left)
+        if self._takes_one_statement and not self._is_prepared:
+            self._is_prepared = True
+            await self._service.call(lambda: claim_at_once.prepare(self._database.engine.dialect))
         if left.has_due and not self._is_full:
             # It became due after the claim, or its row is locked: that may last, so it is asked for ever more seldom.
             self.wake_in(self._claim_again_seconds)
@@ -334,7 +338,7 @@ class Claimer:
         self._probe("claim.before_commit")
         execute, about = self._database.execute_alone, {"worker_id": self._worker_id, "service": self._service_name}
         try:
-            claimed = claim_at_once(execute, names=names, limit=limit, **about)
+            claimed = claim_at_once.claim_at_once(execute, names=names, limit=limit, **about)
         except DBAPIError as refused:
             if may_be_repeated(refused):
                 raise

@@ -66,7 +66,7 @@ class Executor:
         max_running: int,
         max_parked: int,
         wake_claimer: Callable[[], None],
-        wake_claimer_in: Callable[[float], None],
+        wake_claimer_in: Callable[[float, str], None],
         has_room: Callable[[], None],
     ) -> None:
         self._worker_id, self._workplace, self._has_room = worker_id, workplace, has_room
@@ -270,7 +270,7 @@ class Executor:
         if run.instance_id in self._wanted_back:
             self._spawn(self._recall(run))
         if delay is not None:
-            self._wake_claimer_in(delay)
+            self._wake_claimer_in(delay, run.instance_id)
         while len(self._parked) > self._max_parked:
             self._parked.popitem(last=False)[1].seal(Suspended)  # the oldest
 

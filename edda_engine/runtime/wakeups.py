@@ -39,34 +39,54 @@ class Alarm:
 
     def __init__(self, ring: Callable[[], None]) -> None:
         self._call = ring
-        self._times: list[float] = []
+        self._times: list[tuple[float, str]] = []
+        self._of: dict[str, float] = {}
         self._handle: asyncio.TimerHandle | None = None
 
-    def ring_in(self, seconds: float) -> None:
-        """Ring after so many seconds."""
+    def ring_in(self, seconds: float, whose: str = "") -> None:
+        """Ring after so many seconds; for one *whose* time it is, instead of an earlier wish of the same."""
+        if whose:
+            self.forget(whose)
         when = asyncio.get_running_loop().time() + max(0.0, seconds)
-        bisect.insort(self._times, when)
+        bisect.insort(self._times, (when, whose))
+        if whose:
+            self._of[whose] = when
+        for _, farthest in self._times[REMEMBERED:]:
+            self._of.pop(farthest, None)
         del self._times[REMEMBERED:]
-        if self._handle is None or when < self._handle.when():
-            self._set()
+        self._set()
+
+    def forget(self, whose: str) -> None:
+        """Whose time this was has gone on already."""
+        when = self._of.pop(whose, None)
+        if when is not None:
+            del self._times[bisect.bisect_left(self._times, (when, whose))]
 
     def cancel(self) -> None:
         """Do not ring."""
         self._times.clear()
+        self._of.clear()
         self._set()
 
     def _set(self) -> None:
+        first = self._times[0][0] if self._times else None
         if self._handle is not None:
+            if self._handle.when() == first:
+                return
             self._handle.cancel()
-            self._handle = None
-        if self._times:
-            self._handle = asyncio.get_running_loop().call_at(self._times[0], self._ring)
+        self._handle = None if first is None else asyncio.get_running_loop().call_at(first, self._ring)
 
     def _ring(self) -> None:
-        # What is due in the same moment is one reason to ring.
-        del self._times[: bisect.bisect_right(self._times, asyncio.get_running_loop().time() + _MOMENT_SECONDS)]
+        self._handle = None
+        # What is due in the same moment is one reason to ring; that all of it has been forgotten is none.
+        limit = asyncio.get_running_loop().time() + _MOMENT_SECONDS
+        due = bisect.bisect_left(self._times, (limit, ""))
+        for _, whose in self._times[:due]:
+            self._of.pop(whose, None)
+        del self._times[:due]
         self._set()
-        self._call()
+        if due:
+            self._call()
 
 
 class FileWatch:

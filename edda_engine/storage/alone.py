@@ -44,6 +44,10 @@ class Alone:
                 return conn.execute(self.statement, given).all()
         return self._for(engine.dialect).execute(engine, given)
 
+    def prepare(self, dialect: Dialect) -> None:
+        """Build it now, so that its first execution need not."""
+        self._for(dialect)
+
     def _for(self, dialect: Dialect) -> _Compiled:
         key = (dialect.name, dialect.driver)
         found = self._compiled.get(key)

@@ -26,6 +26,7 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     CompoundSelect,
+    Dialect,
     Integer,
     Select,
     Text,
@@ -76,6 +77,11 @@ def claim_at_once(execute: Execute, *, worker_id: str, service: str, names: Coll
     given = {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit, "at_most_new": limit // 2}
     rows = execute(_CLAIM, given)
     return Claimed(tuple(as_lease(row[1:]) for row in rows if row.instance_id is not None), bool(rows[0].has_mail))
+
+
+def prepare(dialect: Dialect) -> None:
+    """Build the statement, which takes a while, before somebody waits for it."""
+    _CLAIM.prepare(dialect)
 
 
 def _claim() -> Select[Any]:

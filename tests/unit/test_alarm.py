@@ -87,3 +87,43 @@ def test_cancelled_it_is_silent_until_it_is_set_anew(again: bool) -> None:
         yield from (1.0, 2.0, 3.0)
 
     assert ring(script) == ([3.0] if again else [])
+
+
+def test_it_is_silent_for_those_who_have_gone_on_and_rings_for_the_others() -> None:
+    def script(_loop: Clock, alarm: Alarm) -> Any:
+        for whose, seconds in (("a", 1.0), ("b", 1.0), ("c", 2.0), ("d", 3.0)):
+            alarm.ring_in(seconds, whose)
+        for whose in ("a", "c", "unknown", "a"):
+            alarm.forget(whose)
+        yield from (1.0, 2.0, 3.0)
+
+    assert ring(script) == [1.0, 3.0]
+
+
+def test_a_later_wish_of_the_same_takes_the_place_of_the_earlier() -> None:
+    def script(_loop: Clock, alarm: Alarm) -> Any:
+        alarm.ring_in(1.0, "a")
+        alarm.ring_in(3.0, "a")
+        alarm.ring_in(2.0, "b")
+        alarm.ring_in(1.5, "b")
+        yield from (1.0, 1.5, 2.0, 3.0)
+        alarm.forget("a")
+        alarm.ring_in(1.0, "a")
+        yield from (3.5, 4.0)
+
+    assert ring(script) == [1.5, 3.0, 4.0]
+
+
+def test_who_was_not_remembered_among_very_many_can_be_forgotten_and_asked_for_again() -> None:
+    def script(_loop: Clock, alarm: Alarm) -> Any:
+        alarm.ring_in(9_000.0, "far")
+        for number in range(REMEMBERED):
+            alarm.ring_in(1.0 + number / 1000, f"near-{number}")
+        alarm.forget("far")
+        for number in range(REMEMBERED):
+            alarm.forget(f"near-{number}")
+        yield 5.0
+        alarm.ring_in(1.0, "far")
+        yield 6.0
+
+    assert ring(script) == [6.0]
