@@ -236,7 +236,7 @@ class Claimer:
         self._set_alarm(left)
         if self._takes_one_statement and not self._is_prepared:
             self._is_prepared = True
-            await self._service.call(lambda: claim_at_once.prepare(self._database.engine.dialect))
+            await self._service.call(lambda: claim_at_once.prepare(self._database.service.dialect))
         if left.has_due and not self._is_full:
             # It became due after the claim, or its row is locked: that may last, so it is asked for ever more seldom.
             self.wake_in(self._claim_again_seconds)
