@@ -25,7 +25,7 @@ from edda_engine.errors import ChannelModeConflictError, DatabaseUnavailableErro
 from edda_engine.outcomes import Ended, last_run, outcome_of_row
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.settings import EngineSettings
-from edda_engine.storage import channels, history, instances, outbox, workers
+from edda_engine.storage import channels, history, instances, outbox, serial, workers
 from edda_engine.storage.database import Database, is_outage
 from edda_engine.storage.messages import insert_if_known, insert_messages
 from edda_engine.storage.starts import insert_instance
@@ -282,6 +282,7 @@ def cancel_with(conn: Connection, instance_id: str, reason: str | None) -> bool:
             f"cancel(reason={reason!r:.80}): a text of at most {_LONGEST_REASON} characters is needed, without NUL or"
             " surrogates."
         )
+    serial.become_writer(conn)
     while True:
         run = instances.current_run(conn, instance_id)
         done = instances.request_cancel(conn, run, reason)
@@ -304,6 +305,7 @@ def retry_with(conn: Connection, instance_id: str) -> bool:
         changed.
     """
     _refuse_impossible(instance_id)
+    serial.become_writer(conn)
     row = instances.find(conn, instance_id)
     if row is None:
         raise InstanceNotFoundError(instance_id)

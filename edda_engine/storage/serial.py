@@ -2,7 +2,8 @@
 
 Who distributes messages, and who begins to want some, take turns; so do relays that claim events of the same key. On
 PostgreSQL these are advisory locks that end with their transaction. A process that is stopped while it holds the lock
-would stop the delivery of all: the server ends such a transaction after a while. SQLite admits one writer anyway.
+would stop the delivery of all: the server ends such a transaction after a while. SQLite admits one writer anyway: who reads
+before it writes asks for that turn first, because SQLite refuses at once to let a reader write whose snapshot is old.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, Connection, and_, func, literal_column, text, true
+from sqlalchemy import ColumnElement, Connection, and_, false, func, literal_column, text, true, update
 
+from edda_engine.storage.schema import instances
 from edda_engine.storage.vanishing import LONGEST_SILENCE, silence_is_limited
 
 _KEY = 0x6564646D  # "eddm"
 _WAIT = text(
     f"SELECT pg_advisory_xact_lock({_KEY}), set_config('idle_in_transaction_session_timeout', '{LONGEST_SILENCE}', true)"
 )
+_CHANGE_NOTHING = update(instances).where(false()).values(instance_id=instances.c.instance_id)
 _KEYS = 0x65646465  # "edde"
 _TRY_KEYS = text(
     f"SELECT number FROM unnest(CAST(:numbers AS int[])) AS given (number) WHERE pg_try_advisory_xact_lock({_KEYS}, number)"
@@ -35,6 +38,15 @@ def serialize_delivery(conn: Connection) -> None:
     """Wait for the turn; it is held until the transaction ends."""
     if conn.dialect.name == "postgresql":
         conn.execute(_WAIT)
+
+
+def become_writer(conn: Connection) -> None:
+    """Before anything is read, wait on SQLite until this transaction may write; until it ends nobody else does.
+
+    It cannot help a transaction that has read already (https://www.sqlite.org/isolation.html, "SQLITE_BUSY_SNAPSHOT").
+    """
+    if conn.dialect.name == "sqlite":
+        conn.execute(_CHANGE_NOTHING)
 
 
 def try_to_serialize_keys(conn: Connection, keys: Collection[str]) -> set[str]:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from edda_engine import RetryPolicy, WorkflowContext, activity, send_event_transactional, workflow
-from tests.integration.engines import SOON, Gate, Tables, edda, until, write_note, write_note_async
+from tests.integration.engines import Gate, Tables, edda, until, write_note, write_note_async
 
 LIMIT = 0.3
+AGAIN = RetryPolicy(max_attempts=10, initial_interval=0.02, backoff_coefficient=1.0)
+"""On a busy machine a later attempt may be late, too."""
 
 
 async def run_with_late_thread(url: str, started: Any, gate: Gate, ended: threading.Event) -> Any:
@@ -34,7 +36,7 @@ def tables(database_url: str) -> Tables:
 def test_a_late_sync_attempt_cannot_commit_what_it_wrote(database_url: str, tables: Tables) -> None:
     gate, ended = Gate(), threading.Event()
 
-    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     def slow(ctx: WorkflowContext) -> int:
         try:
             write_note(ctx, f"attempt {ctx.attempt}")
@@ -49,8 +51,9 @@ def test_a_late_sync_attempt_cannot_commit_what_it_wrote(database_url: str, tabl
     async def waits(ctx: WorkflowContext) -> int:
         return await slow(ctx)
 
-    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
-    assert tables.notes() == ["attempt 2"]
+    in_time = asyncio.run(run_with_late_thread(database_url, waits, gate, ended))
+    assert in_time > 1
+    assert tables.notes() == [f"attempt {in_time}"]
 
 
 def test_a_late_sync_attempt_that_tries_again_after_the_refusal_is_refused_again(
@@ -72,7 +75,7 @@ def test_a_late_sync_attempt_that_tries_again_after_the_refusal_is_refused_again
             except BaseException as refused:
                 refusals.append(type(refused).__name__)
 
-    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     def slow(ctx: WorkflowContext) -> int:
         write_note(ctx, f"attempt {ctx.attempt}")
         if ctx.attempt == 1:
@@ -85,8 +88,9 @@ def test_a_late_sync_attempt_that_tries_again_after_the_refusal_is_refused_again
     async def waits(ctx: WorkflowContext) -> int:
         return await slow(ctx)
 
-    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
-    assert tables.notes() == ["attempt 2"]
+    in_time = asyncio.run(run_with_late_thread(database_url, waits, gate, ended))
+    assert in_time > 1
+    assert tables.notes() == [f"attempt {in_time}"]
     assert refusals[0] == "LeaseLostError"
     assert len(refusals) >= 2
 
@@ -94,7 +98,7 @@ def test_a_late_sync_attempt_that_tries_again_after_the_refusal_is_refused_again
 def test_a_late_sync_attempt_that_first_writes_when_it_is_late_is_refused(database_url: str, tables: Tables) -> None:
     gate, ended = Gate(), threading.Event()
 
-    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     def slow(ctx: WorkflowContext) -> int:
         try:
             if ctx.attempt == 1:
@@ -109,14 +113,15 @@ def test_a_late_sync_attempt_that_first_writes_when_it_is_late_is_refused(databa
     async def waits(ctx: WorkflowContext) -> int:
         return await slow(ctx)
 
-    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
-    assert tables.notes() == ["attempt 2"]
+    in_time = asyncio.run(run_with_late_thread(database_url, waits, gate, ended))
+    assert in_time > 1
+    assert tables.notes() == [f"attempt {in_time}"]
 
 
 def test_events_of_a_late_attempt_are_not_sent(database_url: str, tables: Tables) -> None:
     gate, ended = Gate(), threading.Event()
 
-    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     def slow(ctx: WorkflowContext) -> int:
         send_event_transactional(ctx, "slow.done", "tests", {"attempt": ctx.attempt})
         if ctx.attempt == 1:
@@ -128,16 +133,17 @@ def test_events_of_a_late_attempt_are_not_sent(database_url: str, tables: Tables
     async def waits(ctx: WorkflowContext) -> int:
         return await slow(ctx)
 
-    assert asyncio.run(run_with_late_thread(database_url, waits, gate, ended)) == 2
+    in_time = asyncio.run(run_with_late_thread(database_url, waits, gate, ended))
+    assert in_time > 1
     assert [row["data"] for row in tables.rows("SELECT CAST(data AS TEXT) AS data FROM edda_outbox")] == [
-        '{"attempt":2}'
+        f'{{"attempt":{in_time}}}'
     ]
 
 
 def test_a_late_attempt_does_not_keep_others_from_writing(database_url: str, tables: Tables) -> None:
     gate, ended = Gate(), threading.Event()
 
-    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     def slow(ctx: WorkflowContext) -> int:
         write_note(ctx, f"slow {ctx.attempt}")
         if ctx.attempt == 1:
@@ -150,17 +156,19 @@ def test_a_late_attempt_does_not_keep_others_from_writing(database_url: str, tab
         write_note(ctx, f"quick {number}")
 
     @workflow
-    async def waits(ctx: WorkflowContext) -> None:
-        await asyncio.gather(slow(ctx), *(quick(ctx, number) for number in range(3)))
+    async def waits(ctx: WorkflowContext) -> int:
+        in_time, *_ = await asyncio.gather(slow(ctx), *(quick(ctx, number) for number in range(3)))
+        return in_time
 
-    asyncio.run(run_with_late_thread(database_url, waits, gate, ended))
-    assert tables.notes() == ["quick 0", "quick 1", "quick 2", "slow 2"]
+    in_time = asyncio.run(run_with_late_thread(database_url, waits, gate, ended))
+    assert in_time > 1
+    assert tables.notes() == ["quick 0", "quick 1", "quick 2", f"slow {in_time}"]
 
 
 def test_a_late_async_attempt_is_cancelled_and_rolled_back(database_url: str, tables: Tables) -> None:
     cancelled: list[int] = []
 
-    @activity(retry_policy=SOON, timeout_seconds=LIMIT)
+    @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     async def slow(ctx: WorkflowContext) -> int:
         await write_note_async(ctx, f"attempt {ctx.attempt}")
         if ctx.attempt == 1:
@@ -179,9 +187,10 @@ def test_a_late_async_attempt_is_cancelled_and_rolled_back(database_url: str, ta
         async with edda(database_url) as app:
             return await app.result(await app.start(waits), timeout=20)
 
-    assert asyncio.run(main()) == 2
+    in_time = asyncio.run(main())
+    assert in_time > 1
     assert cancelled == [1]
-    assert tables.notes() == ["attempt 2"]
+    assert tables.notes() == [f"attempt {in_time}"]
 
 
 def test_an_attempt_within_its_time_is_not_disturbed(database_url: str, tables: Tables) -> None:

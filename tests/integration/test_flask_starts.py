@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
 from edda_wsgi import (
     InstanceConflictError,
@@ -877,3 +878,36 @@ def test_a_cancel_in_a_rolled_back_savepoint_stops_nothing(shop: Shop) -> None:
         go_on.set()
 
     assert shop.edda.result(instance_id, timeout=20) == "both steps ran"
+
+
+@pytest.mark.parametrize("call", ["cancel", "retry"])
+def test_a_request_waits_for_the_one_that_writes_instead_of_being_refused(sqlite_url: str, call: str) -> None:
+    """SQLite would not even let it wait, had it read what another one was about to change."""
+
+    @workflow
+    async def fails(ctx: WorkflowContext) -> None:
+        raise ValueError("no")
+
+    with open_shop(sqlite_url) as shop:
+        with shop.app.app_context():
+            instance_id = fails.options(session=None).start()
+            if call == "retry":
+                shop.edda.start_worker()
+                with pytest.raises(WorkflowFailedError):
+                    shop.edda.result(instance_id, timeout=20)
+                shop.edda.shutdown()
+        with sqlite3.connect(str(make_url(sqlite_url).database), check_same_thread=False) as writer:
+            writer.execute("BEGIN IMMEDIATE")
+            writer.execute("UPDATE edda_instances SET priority = priority + 1")
+            goes_on = threading.Timer(0.3, writer.commit)
+            goes_on.start()
+            with shop.app.app_context():
+                with shop.session().begin_nested():
+                    assert getattr(shop.edda, call)(instance_id) is True
+                shop.session().commit()
+            goes_on.join()
+        writer.close()
+
+        expected = "cancelled" if call == "cancel" else "running"
+        with shop.app.app_context():
+            assert shop.edda.get(instance_id).status == expected
