@@ -335,11 +335,12 @@ def _close_late(_connection: Any, record: Any) -> None:
 
 def begin_if_needed(conn: Connection, statement: str = "BEGIN") -> None:
     """Begin on SQLite, where the driver would only do so before the first change of a row."""
-    if not _in_transaction(conn):
+    if not in_transaction(conn):
         conn.exec_driver_sql(statement)
 
 
-def _in_transaction(conn: Connection) -> bool:
+def in_transaction(conn: Connection) -> bool:
+    """Whether SQLite is in a transaction, whatever SQLAlchemy calls one."""
     raw: Any = conn.connection.driver_connection  # of aiosqlite too
     return bool(raw.in_transaction)
 

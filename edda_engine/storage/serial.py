@@ -13,6 +13,7 @@ from collections.abc import Collection
 
 from sqlalchemy import ColumnElement, Connection, and_, false, func, literal_column, text, true, update
 
+from edda_engine.storage.database import in_transaction
 from edda_engine.storage.schema import instances
 from edda_engine.storage.vanishing import LONGEST_SILENCE, silence_is_limited
 
@@ -43,9 +44,10 @@ def serialize_delivery(conn: Connection) -> None:
 def become_writer(conn: Connection) -> None:
     """Before anything is read, wait on SQLite until this transaction may write; until it ends nobody else does.
 
-    It cannot help a transaction that has read already (https://www.sqlite.org/isolation.html, "SQLITE_BUSY_SNAPSHOT").
+    Outside of a transaction, where sqlite3 reads, no snapshot grows old, and nothing is done. It cannot help one that has
+    read already (https://www.sqlite.org/isolation.html, "SQLITE_BUSY_SNAPSHOT").
     """
-    if conn.dialect.name == "sqlite":
+    if conn.dialect.name == "sqlite" and in_transaction(conn):
         conn.execute(_CHANGE_NOTHING)
 
 
