@@ -9,7 +9,9 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from math import inf
+from typing import Any
 
+from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
 
 IN_MEMORY_SECONDS = 1.0
@@ -48,8 +50,8 @@ class Pauses:
     """Who waits in one body."""
 
     def __init__(self) -> None:
-        self._short: set[asyncio.Future[None]] = set()
-        self._long: dict[asyncio.Future[None], Pause] = {}
+        self._short: set[asyncio.Future[Any]] = set()
+        self._long: dict[asyncio.Future[Any], Pause] = {}
 
     @property
     def has_long(self) -> bool:
@@ -108,8 +110,11 @@ class Pauses:
         is_parked: Callable[[], bool],
         status: Status = Status.WAITING_FOR_TIMER,
         asks: str | None = None,
-    ) -> None:
-        """Wait; while the body is parked its timer does nothing, because only a new lease may let it go on."""
+    ) -> Recorded | None:
+        """Wait; while the body is parked its timer does nothing, because only a new lease may let it go on.
+
+        :returns: What has ended the wait, if that is known without asking.
+        """
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         timer = None
@@ -118,7 +123,8 @@ class Pauses:
         due = inf if seconds is None else _now() + seconds
         self._long[future] = Pause(due, status, asks)
         try:
-            await future
+            received: Recorded | None = await future
+            return received
         finally:
             if timer is not None:
                 timer.cancel()
@@ -136,6 +142,14 @@ class Pauses:
         for future, pause in list(self._long.items()):
             if pause.asks in waits:
                 wake(future)
+
+    def tell(self, received: Recorded) -> bool:
+        """End the pause of the wait that this has come for; False if nobody waits there any more."""
+        for future, pause in self._long.items():
+            if pause.asks == received.activity_id and not future.done():
+                future.set_result(received)
+                return True
+        return False
 
     def wake_for_lease(self, *, is_due: bool) -> None:
         """There is a new lease: end what may be over, whatever this process's clock says.
@@ -162,7 +176,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def wake(future: asyncio.Future[None]) -> None:
+def wake(future: asyncio.Future[Any]) -> None:
     """End one wait, unless it has ended."""
     if not future.done():
         future.set_result(None)

@@ -115,6 +115,9 @@ class Run:
         self._resumed.set()
         if lease.is_cancelled:
             self.ask_to_stop()
+        received = lease.received
+        if received is not None and (self.fate is not None or not self.pauses.tell(received)):
+            self._put_back(received)
         if self.fate is not None:
             self.pauses.wake_all()
         self.pauses.wake_for_lease(is_due=is_due)
@@ -206,18 +209,21 @@ class Run:
             called = (self._race if is_race else step)(key, work)
         return hand_out(self._unawaited.note(called, key.activity_id, name))
 
-    async def hold(self, seconds: float | None, *, kind: WaitKind, status: Status, activity_id: str) -> None:
+    async def hold(self, seconds: float | None, *, kind: WaitKind, status: Status, activity_id: str) -> Recorded | None:
         """Pause until something may have come; a long pause may give the lease back meanwhile.
 
+        :returns: What has come, if that was recorded with the lease; otherwise the database is to be asked.
         :raises Cancelled: the instance was asked to stop.
         """
+        received = None
         longest = SHORT_TIMER_SECONDS if self.owner.promises.are_half_free else NAP_SECONDS
         if kind is WaitKind.TIMER and seconds is not None and seconds <= longest:
             await self.pauses.short(seconds)
         else:
-            await self._long_pause(seconds, status=status, asks=activity_id)
+            received = await self._long_pause(seconds, status=status, asks=activity_id)
         if self.fate is not None:
             raise self.fate
+        return received
 
     def write_later(self, make_unit: Callable[[Holder], HeldUnit]) -> None:
         """Write this before anything happens that may depend on it."""
@@ -355,13 +361,19 @@ class Run:
         event, seq = event_json(name), self.next_seq()
         return lambda holder: Step(holder, key, seq, EventType.ACTIVITY_CANCELLED, event)
 
-    async def _long_pause(self, seconds: float | None, *, status: Status, asks: str | None) -> None:
+    def _put_back(self, received: Recorded) -> None:
+        """The body has turned away from the wait: what has come for it is for another one, or for its successor."""
+        key = StepKey(received.activity_id, received.branch, received.position)
+        event, seq = event_json(received.name), self.next_seq()
+        self.write_later(lambda holder: PutBack(Step(holder, key, seq, EventType.WAIT_WITHDRAWN, event), self.mailbox))
+
+    async def _long_pause(self, seconds: float | None, *, status: Status, asks: str | None) -> Recorded | None:
         if self.fate is not None:
             raise self.fate  # sealed while it asked for what it would wait for now: nobody would wake it
         self._step_ends()
         self._look_if_idle()
         try:
-            await self.pauses.long(seconds, is_parked=lambda: self.is_parked, status=status, asks=asks)
+            return await self.pauses.long(seconds, is_parked=lambda: self.is_parked, status=status, asks=asks)
         finally:
             self._step_begins()
 

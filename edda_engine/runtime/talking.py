@@ -81,8 +81,8 @@ class TalkingRun(Protocol):
         """Write one unit."""
         ...
 
-    async def hold(self, seconds: float | None, *, kind: WaitKind, status: Status, activity_id: str) -> None:
-        """Pause; the lease may be given back meanwhile."""
+    async def hold(self, seconds: float | None, *, kind: WaitKind, status: Status, activity_id: str) -> Recorded | None:
+        """Pause; the lease may be given back meanwhile. What has come, if that is recorded already."""
         ...
 
     def ask_to_stop(self) -> None:
@@ -257,12 +257,14 @@ class Talking:
                     if is_cancelled:
                         run.ask_to_stop()
                         raise Cancelled
-                    await run.hold(
+                    received = await run.hold(
                         due_in_seconds,
                         kind=request.kind,
                         status=_STATUSES[request.kind],
                         activity_id=key.activity_id,
                     )
+                    if received is not None:
+                        return received
                 case Refused():
                     await self._refuse(outcome, about, key)
                 case _:

@@ -10,6 +10,10 @@ does both, in three parts that each lock before they conclude:
   no holder: then nobody has held it in between, and what it waits for has not changed.
 * What is due is claimed with them.
 
+If the claimer itself was the last to hold an instance, and that waits for nothing else, what has come is recorded as well:
+its body, which is suspended there, goes on at once (:mod:`edda_engine.storage.receiving`). For others it lies in the
+inbox, and whoever has replayed the body takes it.
+
 If anything else is new, something for all or for a channel, or if an instance is held or has recurred, nothing of that is
 touched, and :class:`Claimed` says that there is more to deliver (:mod:`edda_engine.storage.delivery`). Only on PostgreSQL:
 SQLite has no ``INSERT`` in a ``WITH``.
@@ -18,15 +22,15 @@ SQLite has no ``INSERT`` in a ``WITH``.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
     CTE,
     ColumnElement,
-    CompoundSelect,
     Dialect,
+    FromClause,
     Integer,
     Select,
     Text,
@@ -45,11 +49,14 @@ from sqlalchemy import (
     update,
 )
 
+from edda_engine.core.codec import parse
+from edda_engine.core.events import Recorded
 from edda_engine.core.status import WAITING
 from edda_engine.storage.alone import Alone, Execute
 from edda_engine.storage.claiming import LEASED, Lease, as_lease, claiming, due, is_of_worker
 from edda_engine.storage.outlook import is_any_in_order
-from edda_engine.storage.prepared import insert_for
+from edda_engine.storage.prepared import insert_for, is_one_of_few
+from edda_engine.storage.receiving import MESSAGE, receiving_new
 from edda_engine.storage.schema import inbox, instances, messages, waits
 from edda_engine.storage.serial import turn
 
@@ -76,7 +83,15 @@ def claim_at_once(execute: Execute, *, worker_id: str, service: str, names: Coll
     """
     given = {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit, "at_most_new": limit // 2}
     rows = execute(_CLAIM, given)
-    return Claimed(tuple(as_lease(row[1:]) for row in rows if row.instance_id is not None), bool(rows[0].has_mail))
+    return Claimed(tuple(_as_lease(row) for row in rows if row.instance_id is not None), bool(rows[0].has_mail))
+
+
+def _as_lease(row: Any) -> Lease:
+    lease = as_lease(row[1:])
+    if row.event_data is None:
+        return lease
+    received = Recorded(row.activity_id, row.branch, row.position, row.event_type, parse(row.event_data))
+    return replace(lease, received=received)
 
 
 def prepare(dialect: Dialect) -> None:
@@ -88,14 +103,27 @@ def _claim() -> Select[Any]:
     oldest = _oldest()
     new = _new(oldest)
     ready = _ready(oldest, new)
-    put = _putting(new, ready)
-    delivered = update(messages).where(_is_in(_M.seq, select(put.c.seq))).values(is_new=False).cte("delivered")
+    received, with_it = receiving_new(new, ready, _is_of_claimer)
+    put = _putting(new, ready, received)
+    delivered = update(messages).where(is_one_of_few(_M.seq, select(put.c.seq))).values(is_new=False).cte("delivered")
     found = due(_PG, bindparam("at_most", type_=Integer) - _count(ready))
     of_both = union_all(select(found.c.instance_id), select(ready.c.instance_id))
-    claimed = claiming(_is_in(_I.instance_id, of_both)).returning(*LEASED).cte("claimed")
-    is_left = is_any_in_order(_M.seq, _M.is_new, _M.seq.not_in(select(put.c.seq)))
+    claimed = claiming(is_one_of_few(_I.instance_id, of_both)).returning(*LEASED).cte("claimed")
+    is_left = is_any_in_order(
+        _M.seq, _M.is_new, _M.seq.not_in(select(put.c.seq)), _M.seq.not_in(select(received.c[MESSAGE]))
+    )
     said = select(or_(is_left, _IS_TO_BE_SEEN).label("has_mail")).cte("said")
-    return select(said.c.has_mail, *claimed.c).select_from(said.outerjoin(claimed, true())).add_cte(delivered)
+    of_claimed = received.c.instance_id == claimed.c.instance_id
+    recorded = (received.c[name] for name in ("activity_id", "branch", "position", "event_type", "event_data"))
+    return (
+        select(said.c.has_mail, *claimed.c, *recorded)
+        .select_from(said.outerjoin(claimed, true()).outerjoin(received, of_claimed))
+        .add_cte(delivered, *with_it)
+    )
+
+
+def _is_of_claimer(given: FromClause) -> ColumnElement[bool]:
+    return given.c.worker_id == bindparam("worker_id")
 
 
 _IS_TO_BE_SEEN = is_any_in_order(_N.receiver, _N.is_new)
@@ -120,7 +148,7 @@ def _new(oldest: CTE) -> CTE:
     return (
         select(_M.seq, _M.kind, _M.name, _M.addressee)
         .join_from(messages, ours, ours.c.is_ours)
-        .where(_M.is_new, _is_in(_M.seq, select(oldest.c.seq)))
+        .where(_M.is_new, is_one_of_few(_M.seq, select(oldest.c.seq)))
         .order_by(_M.seq)
         .with_for_update(of=messages, skip_locked=True)
         .cte("new")
@@ -148,27 +176,32 @@ def _ready(oldest: CTE, new: CTE) -> CTE:
         .distinct()
         .join_from(instances, waits, _W.instance_id == _I.instance_id)
         .join(new, and_(is_awaited, _W.is_competing == false()))
-        .where(_is_in(_I.instance_id, select(new.c.addressee)), _is_in(_W.instance_id, select(new.c.addressee)))
+        .where(
+            is_one_of_few(_I.instance_id, select(new.c.addressee)),
+            is_one_of_few(_W.instance_id, select(new.c.addressee)),
+        )
         .where(is_of_worker(_PG), is_free, is_whole)
         .cte("seen")
         .prefix_with("MATERIALIZED")
     )
     is_as_seen = and_(seen.c.instance_id == _I.instance_id, seen.c.lock_epoch == _I.lock_epoch)
     return (
-        select(_I.instance_id)
+        select(_I.instance_id, _I.lock_epoch)
         .join_from(instances, seen, is_as_seen)
-        .where(_is_in(_I.instance_id, select(seen.c.instance_id)), is_free)
+        .where(is_one_of_few(_I.instance_id, select(seen.c.instance_id)), is_free)
         .order_by(_I.instance_id)
         .with_for_update(of=instances, skip_locked=True)
         .cte("ready")
     )
 
 
-def _putting(new: CTE, ready: CTE) -> CTE:
+def _putting(new: CTE, ready: CTE, received: CTE) -> CTE:
     """Into their inboxes, where it is not new any more: who is claimed looks for it."""
     columns = ["receiver", "kind", "name", "seq", "is_queued", "is_new"]
-    rows = select(new.c.addressee, new.c.kind, new.c.name, new.c.seq, false(), false()).join_from(
-        new, ready, ready.c.instance_id == new.c.addressee
+    rows = (
+        select(new.c.addressee, new.c.kind, new.c.name, new.c.seq, false(), false())
+        .join_from(new, ready, ready.c.instance_id == new.c.addressee)
+        .where(new.c.seq.not_in(select(received.c[MESSAGE])))
     )
     into = insert_for(_PG)(inbox).from_select(columns, rows, include_defaults=False).on_conflict_do_nothing()
     return into.returning(_N.seq).cte("put")  # type: ignore[no-any-return]
@@ -176,11 +209,6 @@ def _putting(new: CTE, ready: CTE) -> CTE:
 
 def _count(found: CTE) -> ColumnElement[int]:
     return select(func.count()).select_from(found).scalar_subquery()
-
-
-def _is_in(which: ColumnElement[Any], found: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:
-    """Few are found: as an array they are looked up by an index, whatever the planner expects of a query."""
-    return which == any_(func.array(found.scalar_subquery()))
 
 
 _CLAIM = Alone(_claim)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import CTE, ColumnElement, Connection, Integer, Update, bindparam, case, func, select, update
 
+from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import instances
@@ -39,6 +40,8 @@ class Lease:
     """So often in a row did the worker die that ran it."""
     takeover_progress: int = 0
     """How much was recorded when that was counted."""
+    received: Recorded | None = None
+    """What has come for the one wait of the body that is suspended where it was claimed; it is recorded already."""
 
     @property
     def has_history(self) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, inspect, text
 from edda_engine.errors import NewerVersionError
 from edda_engine.storage.database import Database, begin_if_needed
 
-HEAD = "0002"
+HEAD = "0003"
 VERSION_TABLE = "edda_alembic_version"
 _LOCK_KEY = 0x65646461  # "edda"
 

@@ -15,11 +15,13 @@ from sqlalchemy import (
     BigInteger,
     Column,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Dialect,
     Float,
     FromClause,
     Integer,
+    Select,
     Text,
     any_,
     bindparam,
@@ -86,6 +88,14 @@ def is_one_of(dialect: str, which: ColumnElement[Any], parameter: str, kind: Kin
     if dialect == "postgresql":
         return which == any_(given)
     return which.in_(select(func.json_each(given).table_valued("value").c.value))
+
+
+def is_one_of_few(which: ColumnElement[Any], found: Select[Any] | CompoundSelect[Any]) -> ColumnElement[bool]:
+    """``which IN (SELECT ...)`` on PostgreSQL, for a query in a ``WITH`` that finds few.
+
+    As an array they are looked up by an index, whatever the planner expects of the query.
+    """
+    return which == any_(func.array(found.scalar_subquery()))
 
 
 def given_texts(dialect: str, columns: Sequence[str]) -> FromClause:

@@ -1,13 +1,19 @@
-"""An event or a message for one instance, taken by a part of one statement (see :mod:`edda_engine.storage.at_once`).
+"""An event or a message for one instance, taken by a part of one statement, in one of two ways.
 
-How it thinks. What was sent to an instance lies in its inbox, and the instance's row is locked, so nobody else takes it
-or gives it back. The oldest that a wait asks for leaves the inbox and becomes the end of that wait in history. All of it
-hangs on the row that has left the inbox: if that has gone meanwhile, nothing happens, and nothing was judged. What was
-sent to more than one, what comes out of a queue, and bytes go the long way of :mod:`edda_engine.storage.waits`.
+How it thinks. The instance's row is locked, so nobody else takes what was sent to it or gives it back. The oldest that a
+wait asks for becomes the end of that wait in history. What was sent to more than one, what comes out of a queue, and bytes
+go the long way of :mod:`edda_engine.storage.waits`.
+
+* Who holds the instance asks for it (:mod:`edda_engine.storage.at_once`): it leaves the inbox. All of it hangs on the row
+  that has left: if that has gone meanwhile, nothing happens, and nothing was judged.
+* Who waits has written down what history is to say then, and under which lease. If the worker of that lease claims the
+  instance, with nobody in between, and something has just been sent (:mod:`edda_engine.storage.claim_at_once`), it comes
+  into no inbox: the claim records it, and the body is told.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from functools import reduce
 from typing import Any
@@ -20,6 +26,7 @@ from sqlalchemy import (
     Text,
     and_,
     cast,
+    column,
     delete,
     exists,
     false,
@@ -31,18 +38,22 @@ from sqlalchemy import (
 from edda_engine.core.events import EventType, event_json
 from edda_engine.core.ports import DIRECT_CHANNEL, WaitKind
 from edda_engine.storage import history as steps
-from edda_engine.storage.prepared import Columns, as_rows, given_rows
+from edda_engine.storage.prepared import Columns, as_rows, given_rows, is_one_of_few
 from edda_engine.storage.schema import history, inbox, messages, waits
 from edda_engine.storage.units import Step, Take
 
 _PG = "postgresql"
+_H = history.c
 _M = messages.c
 _N = inbox.c
 _W = waits.c
+_ONE: ColumnElement[int] = literal_column("1")
 
 IsOfHolder = Callable[[FromClause, CTE], ColumnElement[bool]]
 
-_MESSAGE = "message"
+MESSAGE = "message"
+"""The column with the number of the message that was taken."""
+
 _RECEIVE: Columns = {**steps.STEP, "worker_id": Text, "epoch": Integer, "mailbox": Text, "kind": Text, "name": Text}
 
 
@@ -56,10 +67,18 @@ def as_parameter(takes: Iterable[Take]) -> str:
     """The value of the parameter; of several takes that would get the same the first."""
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for take in takes:
-        about = {"mailbox": take.mailbox, "kind": take.request.kind, "name": take.request.name}
-        holder = {"worker_id": take.holder.worker_id, "epoch": take.holder.epoch}
-        rows.setdefault((take.mailbox, take.request.kind, take.request.name), _begun(take).as_row() | holder | about)
+        rows.setdefault((take.mailbox, take.request.kind, take.request.name), _as_row(take))
     return as_rows(list(rows.values()))
+
+
+def begun_json(take: Take) -> str | None:
+    """What a wait keeps, so that a claim can record its end; ``None`` if that can only be done in the long way."""
+    return json.dumps(_as_row(take)) if is_for_one(take) else None
+
+
+def _as_row(take: Take) -> dict[str, Any]:
+    about = {"mailbox": take.mailbox, "kind": take.request.kind, "name": take.request.name}
+    return _begun(take).as_row() | {"worker_id": take.holder.worker_id, "epoch": take.holder.epoch} | about
 
 
 def ended(take: Take, event_data: str) -> Step:
@@ -82,17 +101,38 @@ def receiving(parameter: str, held: CTE, is_of_holder: IsOfHolder) -> tuple[CTE,
     left = (
         delete(inbox)
         .where(_N.receiver == found.c.mailbox, _N.kind == found.c.kind, _N.name == found.c.name)
-        .where(_N.seq == found.c[_MESSAGE])
+        .where(_N.seq == found.c[MESSAGE])
         .returning(found.c.instance_id, found.c.activity_id, _N.seq)
         .cte("left_inbox")
     )
     is_it = and_(left.c.instance_id == found.c.instance_id, left.c.activity_id == found.c.activity_id)
     recorded = steps.inserting(_PG, found, found.join(left, is_it), is_new=True).cte("received")
-    forgotten = delete(messages).where(_M.seq == left.c.seq).cte("forgotten")
-    over = delete(waits).where(_W.instance_id == left.c.instance_id, _W.activity_id == left.c.activity_id)
     is_recorded = and_(recorded.c.instance_id == found.c.instance_id, recorded.c.activity_id == found.c.activity_id)
     taken = select(found.c.instance_id, found.c.activity_id, found.c.event_data).join_from(found, recorded, is_recorded)
-    return taken.cte("taken"), (forgotten, over.cte("over_waits"))
+    return taken.cte("taken"), _over(left, left.c.seq)
+
+
+def receiving_new(
+    new: FromClause, ready: CTE, is_of_claimer: Callable[[FromClause], ColumnElement[bool]]
+) -> tuple[CTE, tuple[CTE, ...]]:
+    """What was recorded of what is in no inbox yet, the columns of a step and :data:`MESSAGE`; and what goes with it.
+
+    :param new: Messages, which are locked, with ``seq``, ``kind``, ``name`` and ``addressee``.
+    :param ready: The instances that wait for some of it, which are locked, with ``instance_id`` and ``lock_epoch``.
+    :param is_of_claimer: Whether a wait was registered under the last lease of its instance, by the worker that claims.
+    """
+    found = _found_new(new, ready, is_of_claimer)
+    recorded = steps.inserting(_PG, found, found, is_new=True).cte("received")
+    return found, (recorded, *_over(found, found.c[MESSAGE]))
+
+
+def _over(taken: CTE, seq: ColumnElement[int]) -> tuple[CTE, ...]:
+    """The waits are over, and the messages nobody's any more."""
+    is_it = and_(_W.instance_id == taken.c.instance_id, _W.activity_id == taken.c.activity_id)
+    return (
+        delete(messages).where(is_one_of_few(_M.seq, select(seq))).cte("forgotten"),
+        delete(waits).where(is_it, is_one_of_few(_W.instance_id, select(taken.c.instance_id))).cte("over_waits"),
+    )
 
 
 def _found(parameter: str, held: CTE, is_of_holder: IsOfHolder) -> CTE:
@@ -106,17 +146,50 @@ def _found(parameter: str, held: CTE, is_of_holder: IsOfHolder) -> CTE:
     of_wait = and_(
         _W.instance_id == given.c.instance_id, _W.activity_id == given.c.activity_id, _W.is_competing == false()
     )
-    is_recorded = exists().where(
-        history.c.instance_id == given.c.instance_id, history.c.activity_id == given.c.activity_id
-    )
     is_for_one = and_(_M.seq == oldest, _M.addressee.is_not(None), _M.data_binary.is_(None))
-    columns = {name: given.c[name] for name in _RECEIVE} | {"event_data": _event_data(given), _MESSAGE: _M.seq}
     return (
-        select(*(column.label(name) for name, column in columns.items()))
+        select(*_found_columns(given))
         .select_from(given.join(held, may_take).join(waits, of_wait).join(messages, is_for_one))
-        .where(~is_recorded)
+        .where(~exists().where(_H.instance_id == given.c.instance_id, _H.activity_id == given.c.activity_id))
         .cte("found")
     )
+
+
+def _found_new(new: FromClause, ready: CTE, is_of_claimer: Callable[[FromClause], ColumnElement[bool]]) -> CTE:
+    """For instances with one wait alone: of several the worker that holds them finds out which one ends.
+
+    Each is looked up by an index, however many the planner expects: with NOT EXISTS it might read whole tables.
+    """
+    typed = (column(name, kind()) for name, kind in _RECEIVE.items())
+    given = func.json_to_record(_W.step).table_valued(*typed).render_derived(name="given", with_types=True)
+    of_lease = and_(given.c.epoch == ready.c.lock_epoch, is_of_claimer(given))
+    oldest = (
+        select(func.min(new.c.seq))
+        .where(new.c.addressee == _W.instance_id, new.c.kind == _W.kind, new.c.name == _W.name)
+        .correlate(waits)
+        .scalar_subquery()
+    )
+    other = waits.alias("other")
+    others = select(_ONE).where(other.c.instance_id == _W.instance_id, other.c.activity_id != _W.activity_id)
+    lying = select(_ONE).where(_N.receiver == given.c.mailbox, _N.kind == given.c.kind, _N.name == given.c.name)
+    recorded = select(_ONE).where(_H.instance_id == given.c.instance_id, _H.activity_id == given.c.activity_id)
+    return (
+        select(*_found_columns(given))
+        .select_from(
+            ready.join(waits, _W.instance_id == ready.c.instance_id)
+            .join(given, of_lease)
+            .join(messages, _M.seq == oldest)
+        )
+        .where(is_one_of_few(_W.instance_id, select(ready.c.instance_id)))
+        .where(_W.is_competing == false(), _M.data_binary.is_(None))
+        .where(*(query.limit(1).scalar_subquery().is_(None) for query in (others, lying, recorded)))
+        .cte("found")
+    )
+
+
+def _found_columns(given: FromClause) -> list[ColumnElement[Any]]:
+    columns = {name: given.c[name] for name in _RECEIVE} | {"event_data": _event_data(given), MESSAGE: _M.seq}
+    return [value.label(name) for name, value in columns.items()]
 
 
 def _event_data(given: FromClause) -> ColumnElement[str]:

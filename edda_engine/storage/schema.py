@@ -142,6 +142,8 @@ waits = Table(
     Column("is_competing", Boolean, nullable=False),
     Column("expires_at", UtcTimestamp()),
     Column("created_at", UtcTimestamp(), nullable=False),
+    # What history will say of its end, and under which lease it was asked for; see edda_engine.storage.receiving.
+    Column("step", JsonText()),
     CheckConstraint("kind IN ('timer', 'event', 'message')", name="kind"),
 )
 Index("ix_edda_waits_name", waits.c.kind, waits.c.name, waits.c.created_at)

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from edda_engine.core.events import EventType, event_json
 from edda_engine.core.ports import ChannelMode, WaitKind
 from edda_engine.errors import ChannelModeConflictError, UsageError
-from edda_engine.storage import channels, history, waits
+from edda_engine.storage import channels, history, receiving, waits
 from edda_engine.storage.messages import QUEUE
 from edda_engine.storage.schema import inbox, messages
 from edda_engine.storage.units import AlreadyRecorded, Open, PutBack, Refused, Saved, Step, Subscribe, Take
@@ -32,7 +32,7 @@ def commit_takes(conn: Connection, takes: Sequence[Take]) -> dict[_Key, Got]:
     if not takes:
         return {}
     by_key = {(take.holder.instance_id, take.key.activity_id): take for take in takes}
-    asks = [Ask(*key, take.mailbox, take.request) for key, take in by_key.items()]
+    asks = [Ask(*key, take.mailbox, take.request, receiving.begun_json(take)) for key, take in by_key.items()]
     known = waits.look(conn, asks)
     # A commit whose acknowledgement was lost is made again: what it took must not be taken twice.
     recorded = [key for key in by_key if known[key].is_recorded]

@@ -45,6 +45,8 @@ class Ask:
     activity_id: str
     mailbox: str
     request: WaitRequest
+    step_json: str | None = None
+    """What a claim needs to record its end (see :mod:`edda_engine.storage.receiving`)."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -278,6 +280,7 @@ def _register(conn: Connection, ask: Ask, *, is_competing: bool) -> Answer:
             is_competing=is_competing,
             expires_at=expires_at,
             created_at=clock(),
+            step=ask.step_json,
         )
         .on_conflict_do_nothing()
     )
