@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, ParamSpec, overload
 
 import click
-from flask import Flask, Response, current_app, has_app_context
+from flask import Flask, Response, appcontext_tearing_down, current_app, has_app_context
 
 from edda_engine.channels import channel_message, direct_message
 from edda_engine.client import Instance, Page
@@ -77,7 +77,8 @@ class EddaFlask:
         self._only = application
         app.extensions["edda"] = application
         app.cli.add_command(edda_commands)
-        app.teardown_appcontext(starts.warn_of_unsaved)
+        # Not a teardown function: for those Flask asks each time whether they are coroutines, and each activity has a context.
+        appcontext_tearing_down.connect(starts.warn_of_unsaved, app)
         lifecycle.attach(app, application)
         if reader is not None:
             cloudevents.mount(app, application, reader, self._handlers, probe=self._probe)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from flask import g, has_app_context
+from flask import Flask, g, has_app_context
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session
@@ -76,9 +76,11 @@ def is_unsaved(instance_id: str) -> bool:
     return any(instance_id in unsaved.instance_ids for unsaved in noted)
 
 
-def warn_of_unsaved(_error: BaseException | None = None) -> None:
+def warn_of_unsaved(_app: Flask, **_: Any) -> None:
     """When an app context ends: name what was started in it and never committed."""
-    for unsaved in g.pop(_G_NAME, []):
+    if _G_NAME not in g:
+        return
+    for unsaved in g.pop(_G_NAME):
         for instance_id in unsaved.lost_ids:
             _log.warning(
                 "Instance %s was started in a session that ended without commit: it never was. Call db.session.commit()"

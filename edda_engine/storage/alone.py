@@ -1,7 +1,8 @@
 """Statements that are transactions by themselves, and asked so often that what is around them counts.
 
 How it thinks. Of such a statement SQLAlchemy's way costs more than the statement: its connection, its transaction, its
-cursor, its result. So it is compiled once, by SQLAlchemy, and given to the driver, on a connection of the same pool.
+cursor, its result. So it is compiled once, by SQLAlchemy, and given to the driver, on a connection of the same pool; to
+psycopg with numbers for its parameters, as the server takes it: it would look for their names in it each time.
 Whoever listens to the statements of the engine, a tracer or a test, gets to see all of them: then it is executed by
 SQLAlchemy like any other. Either way its errors are SQLAlchemy's.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
@@ -66,7 +68,7 @@ class _Compiled:
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self._text = str(compiled)
+        self._text = _texts(statement, dialect)
         assert not compiled.post_compile_params, "a list in the text would be another statement for each length"
         to_driver = {
             name: (bind, bind.type.dialect_impl(dialect).bind_processor(dialect))
@@ -107,7 +109,37 @@ def _row_of(names: list[str]) -> Callable[[Sequence[Any]], Any]:
     return cast("Callable[[Sequence[Any]], Any]", made._make)
 
 
-def _fetched(engine: Engine, text: str, values: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A statement as a driver takes it."""
+
+    named: str
+    """With the names of its parameters."""
+    numbered: str | None = None
+    """With their numbers, as PostgreSQL has it."""
+    names: tuple[str, ...] = ()
+    """Their names, in the order of the numbers."""
+
+    def executed(self, raw: Any, driver: Any, values: Mapping[str, Any]) -> Any:
+        """A cursor with the rows."""
+        # A connection or cursors of another class, a tracer's perhaps, are not passed by.
+        if self.numbered is None or type(raw) is not driver.Connection or raw.cursor_factory is not driver.Cursor:
+            cursor = raw.cursor()
+            cursor.execute(self.named, values)
+            return cursor
+        return driver.RawCursor(raw).execute(self.numbered, [values[name] for name in self.names])
+
+
+def _texts(statement: Any, dialect: Dialect) -> _Text:
+    named = str(statement.compile(dialect=dialect))
+    if dialect.driver != "psycopg":
+        return _Text(named)
+    of_kind: Any = type(dialect)
+    compiled = statement.compile(dialect=of_kind(paramstyle="numeric_dollar"))
+    return _Text(named, str(compiled), tuple(compiled.positiontup))
+
+
+def _fetched(engine: Engine, text: _Text, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
     """The rows, and what the driver calls the types of their columns."""
     driver, dialect = engine.dialect.loaded_dbapi, engine.dialect
     pooled: Any = None
@@ -116,8 +148,7 @@ def _fetched(engine: Engine, text: str, values: dict[str, Any]) -> tuple[list[An
         raw = pooled.dbapi_connection
         raw.rollback()  # of what a listener of the pool has asked, perhaps; sends nothing if that is nothing
         raw.autocommit = True
-        with raw.cursor() as cursor:
-            cursor.execute(text, values)
+        with text.executed(raw, driver, values) as cursor:
             rows, kinds = cursor.fetchall(), [column[1] for column in cursor.description]
         raw.autocommit = False
     except driver.Error as error:
@@ -127,7 +158,7 @@ def _fetched(engine: Engine, text: str, values: dict[str, Any]) -> tuple[list[An
         elif pooled is not None:
             pooled.invalidate()
         raise DBAPIError.instance(
-            text, None, error, driver.Error, hide_parameters=True, connection_invalidated=is_lost, dialect=dialect
+            text.named, None, error, driver.Error, hide_parameters=True, connection_invalidated=is_lost, dialect=dialect
         ) from error
     except BaseException:
         if pooled is not None:
