@@ -5,6 +5,8 @@ are the same whatever the annotation says. What does not survive the round trip 
 integer key in a plain ``dict``) is refused with the path to it. Everything is wrapped in a one-element
 tuple for pydantic, because only then does our configuration (bytes as base64, NaN by name) reach nested
 dataclasses; the two brackets are cut off again.
+
+Numbers, words and ids are what most steps are called with, and come back as they are: pydantic is not asked about those.
 """
 
 from __future__ import annotations
@@ -42,15 +44,24 @@ _CONFIG = ConfigDict(
 )
 _PLAIN_ANNOTATIONS = (Any, dict, list, object)
 
+_SIMPLE = (int, bool, type(None), str)
+_WORDS = {True: "true", False: "false", None: "null"}
+_LARGEST = 2**63 - 1
+"""Of an integer that every reader of JSON takes as it is."""
+_LONGEST = 200
+
 
 class Codec:
     """Encodes and decodes the values of one annotation."""
 
-    __slots__ = ("_adapter", "_is_plain", "_names", "annotation")
+    __slots__ = ("_adapter", "_is_plain", "_names", "_simple", "annotation")
 
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
         self._is_plain = annotation in _PLAIN_ANNOTATIONS
+        self._simple = {
+            kind for kind in _SIMPLE if annotation in (kind, Any, object) or (kind, annotation) == (type(None), None)
+        }
         try:
             one_of_it: Any = tuple[_understood(annotation)]  # type: ignore[misc]
             self._adapter: TypeAdapter[tuple[Any]] = TypeAdapter(one_of_it, config=_CONFIG)
@@ -66,6 +77,9 @@ class Codec:
 
         :raises PayloadError: names *owner* and the path to what cannot be encoded.
         """
+        simple = self._simple_text(value)
+        if simple is not None:
+            return simple
         refuse_unfinished(owner, path, value)
         try:
             text = self._adapter.dump_json(
@@ -101,6 +115,9 @@ class Codec:
 
         :raises PayloadError: it cannot be encoded, or would come back as something else without a word.
         """
+        simple = self._simple_text(value)
+        if simple is not None:
+            return simple, value
         text = self.encode(value, owner=owner, path=path)
         try:
             restored = self.decode(text, owner=owner, path=path)
@@ -110,6 +127,18 @@ class Codec:
         if not _equal(restored, value):
             refuse_silent_change(owner, path, value, restored)
         return text, restored
+
+    def _simple_text(self, value: Any) -> str | None:
+        """The JSON text of a value that comes back as it is, whoever reads it; ``None`` if that must be found out."""
+        kind = type(value)
+        if kind not in self._simple:
+            return None
+        if kind is int:
+            return str(value) if -_LARGEST <= value <= _LARGEST else None
+        if kind is not str:
+            return _WORDS[value]
+        is_as_written = len(value) <= _LONGEST and value.isascii() and value.isprintable()
+        return f'"{value}"' if is_as_written and '"' not in value and "\\" not in value else None
 
 
 class _Names:

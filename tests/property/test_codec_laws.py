@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -157,6 +158,22 @@ def test_every_json_value_comes_back_equal_and_of_the_same_types(value: Any) -> 
     assert replayed == value
     assert types_in(live) == types_in(value) == types_in(replayed)
     assert is_storable(text)
+
+
+@given(value=st.none() | st.booleans() | integers | any_text | st.text(st.characters(max_codepoint=127)))
+def test_a_value_that_is_not_asked_about_is_written_as_pydantic_writes_it(value: Any) -> None:
+    for annotation in (type(value), Any, object):
+        try:
+            (inside,) = [codec_for(tuple[annotation]).round_trip((value,), owner="test")[0]]
+        except PayloadError:
+            with pytest.raises(PayloadError):
+                codec_for(annotation).round_trip(value, owner="test")
+        else:
+            text, restored = codec_for(annotation).round_trip(value, owner="test")
+            assert f"[{text}]" == inside
+            assert type(restored) is type(value)
+            assert restored == value
+            assert codec_for(annotation).encode(value, owner="test") == text
 
 
 @given(json_values)
