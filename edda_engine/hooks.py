@@ -5,7 +5,10 @@ A hook that raises is logged and forgotten: the step it was told about is done a
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
+
+_log = logging.getLogger(__name__)
 
 
 class WorkflowHooks(Protocol):
@@ -75,3 +78,13 @@ class HooksBase:
 
     def on_event_sent(self, event_id: str, event_type: str, event_source: str) -> None:
         """Do nothing."""
+
+
+def call_hook(hooks: WorkflowHooks, name: str, instance_id: str, *details: object) -> None:
+    """Tell the hooks what happened to an instance; what they raise is logged and changes nothing."""
+    if type(hooks) is HooksBase:
+        return  # they do nothing
+    try:
+        getattr(hooks, name)(instance_id, *details)
+    except Exception:  # the edge of user code
+        _log.exception("The hook %s raised for instance %s; nothing is changed by that", name, instance_id)

@@ -58,6 +58,11 @@ class Recorded:
     format: int = FORMAT
 
     @property
+    def key(self) -> StepKey:
+        """Which call it answers."""
+        return StepKey(self.activity_id, self.branch, self.position)
+
+    @property
     def name(self) -> str:
         """The activity that was recorded."""
         return str(self.event_data.get("activity_name", self.activity_id))

@@ -320,7 +320,7 @@ class Executor:
         else:
             unit, error = self._ending(run, error, None if error else body.result())
         try:
-            await run.save_values()
+            await run.save_the_last()
             await self._end(run, unit, error)
         except LeaseLostError:
             self._let_go(run)

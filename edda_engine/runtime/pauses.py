@@ -143,13 +143,11 @@ class Pauses:
             if pause.asks in waits:
                 wake(future)
 
-    def tell(self, received: Recorded) -> bool:
-        """End the pause of the wait that this has come for; False if nobody waits there any more."""
+    def tell(self, received: Recorded) -> None:
+        """End the pause of the wait that this has come for. Who waits there no more has it put back."""
         for future, pause in self._long.items():
             if pause.asks == received.activity_id and not future.done():
                 future.set_result(received)
-                return True
-        return False
 
     def wake_for_lease(self, *, is_due: bool) -> None:
         """There is a new lease: end what may be over, whatever this process's clock says.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
-import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
@@ -20,27 +19,27 @@ from typing import Any, NoReturn
 
 from edda_engine.activity import Activity
 from edda_engine.core.codec import parse
-from edda_engine.core.events import GIVEN_UP, EventType, Recorded, StepKey, event_json
+from edda_engine.core.events import GIVEN_UP, EventType, Recorded, StepKey
 from edda_engine.core.failures import decode_error
 from edda_engine.core.ports import WaitKind, current_place
 from edda_engine.core.replay import Replay
 from edda_engine.core.status import Status
 from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Recurred
-from edda_engine.hooks import HooksBase
+from edda_engine.hooks import call_hook
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.body import Body
 from edda_engine.runtime.branches import begin_line, current_line, guarded, line_here, no_further
 from edda_engine.runtime.greenlets import hand_out
 from edda_engine.runtime.idling import when_idle
+from edda_engine.runtime.later import Later, MakeUnit, giving_up
 from edda_engine.runtime.owner import Owner
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.pauses import IN_MEMORY_SECONDS, NAP_SECONDS, SHORT_TIMER_SECONDS, Pauses, for_ever, wake
+from edda_engine.runtime.tasks import given_up
 from edda_engine.runtime.unawaited import Unawaited
 from edda_engine.storage.claiming import Lease
-from edda_engine.storage.units import HeldUnit, Holder, LeaseLost, Outcome, PutBack, Step, Successor
+from edda_engine.storage.units import HeldUnit, Holder, Outcome, Successor
 from edda_engine.workflow import DeclaredWorkflow
-
-_log = logging.getLogger(__name__)
 
 _REFUSALS = 100
 """So often is a call of a body refused that must not go on, before it is left waiting for ever."""
@@ -79,12 +78,11 @@ class Run:
         self._turn = 0
         self.pauses = Pauses()
         self._calls = Body(self, now=workplace.now)
-        self._unsaved: list[Callable[[Holder], HeldUnit]] = []
+        self._later = Later(owner.commit)
         self._resumed = asyncio.Event()
         self._refusals = 0
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the body has ended, or is not waited for any more."""
-        self._saving = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._unawaited = Unawaited()
 
@@ -115,9 +113,8 @@ class Run:
         self._resumed.set()
         if lease.is_cancelled:
             self.ask_to_stop()
-        received = lease.received
-        if received is not None and (self.fate is not None or not self.pauses.tell(received)):
-            self._put_back(received)
+        if lease.received is not None:
+            self.pauses.tell(lease.received)
         if self.fate is not None:
             self.pauses.wake_all()
         self.pauses.wake_for_lease(is_due=is_due)
@@ -149,14 +146,17 @@ class Run:
 
         :raises LeaseLostError: another worker owns the instance.
         """
-        async with self._saving:
-            unsaved, self._unsaved = self._unsaved, []
-            units = [make_unit(self.holder) for make_unit in unsaved]
-            for outcome in await asyncio.gather(*(self.owner.commit(unit) for unit in units)):
-                if isinstance(outcome, LeaseLost):
-                    raise LeaseLostError("Another worker owns this instance now.")
-            if any(isinstance(unit, PutBack) for unit in units):
-                self.has_sent()  # what went back to a queue is for others
+        if await self._later.save(lambda: self.holder):
+            self.has_sent()  # what went back to a queue is for others
+
+    async def save_the_last(self) -> None:
+        """The same before the run ends: what the branches of one that recurs have taken goes back.
+
+        :raises LeaseLostError: another worker owns the instance.
+        """
+        if self.fate is Recurred:
+            await given_up(self._tasks)
+        await self.save_values()
 
     # What the body's calls ask (runtime.body.BodyRun, runtime.talking.TalkingRun).
 
@@ -187,12 +187,13 @@ class Run:
         about: str | None = None,
         activity_id: str | None = None,
         arguments: Callable[[], Any] | None = None,
-        given_up: Callable[[StepKey], Callable[[Holder], HeldUnit]] | None = None,
+        withdrawn: Callable[[StepKey], MakeUnit] | None = None,
         is_race: bool = False,
     ) -> Any:
         """Number a call now and hand out what comes of it: its recorded answer, or what *work* brings.
 
         :param about: How history names it, if that says more than what it is numbered by.
+        :param withdrawn: What is written if the body gives it up, for a call that takes something from others.
         :param is_race: It only waits for other calls, and is no work of its own.
         """
         if self._is_beyond_refusing():
@@ -205,7 +206,7 @@ class Run:
         if recorded is not None:
             called = self._answered(recorded, answer)
         else:
-            step = partial(self._step, given_up=given_up or partial(self._given_up, name))
+            step = partial(self._step, name=name, withdrawn=withdrawn)
             called = (self._race if is_race else step)(key, work)
         return hand_out(self._unawaited.note(called, key.activity_id, name))
 
@@ -225,9 +226,9 @@ class Run:
             raise self.fate
         return received
 
-    def write_later(self, make_unit: Callable[[Holder], HeldUnit]) -> None:
+    def write_later(self, make_unit: MakeUnit) -> None:
         """Write this before anything happens that may depend on it."""
-        self._unsaved.append(make_unit)
+        self._later.add(make_unit)
 
     def has_sent(self) -> None:
         """Messages are committed: somebody may wait for them."""
@@ -279,14 +280,8 @@ class Run:
         raise error
 
     def hook(self, name: str, *details: Any) -> None:
-        """Tell the hooks; what they raise is logged and changes nothing."""
-        hooks = self._workplace.hooks
-        if type(hooks) is HooksBase:
-            return  # they do nothing
-        try:
-            getattr(hooks, name)(self.instance_id, *details)
-        except Exception:  # the edge of user code
-            _log.exception("The hook %s raised for instance %s; nothing is changed by that", name, self.instance_id)
+        """Tell the hooks."""
+        call_hook(self._workplace.hooks, name, self.instance_id, *details)
 
     # Inside.
 
@@ -330,7 +325,9 @@ class Run:
         self,
         key: StepKey,
         work: Callable[[StepKey], Coroutine[Any, Any, Any]],
-        given_up: Callable[[StepKey], Callable[[Holder], HeldUnit]],
+        *,
+        name: str,
+        withdrawn: Callable[[StepKey], MakeUnit] | None,
     ) -> Any:
         self._unawaited.begun(key.activity_id)
         self.refuse_if_sealed()
@@ -340,32 +337,23 @@ class Run:
             await self.until_held()
             self._step_begins()
             try:
-                if self._unsaved or self._saving.locked():
+                if self._later.has_some:
                     await self.save_values()
                 value = await work(key)
             finally:
                 self._step_ends()
+            if self.fate is not None:
+                raise self.fate
         except LeaseLostError:
             self.fate = LeaseLostError
             raise
-        except asyncio.CancelledError:
-            if self.fate is None:
-                # The body gave this call up, by a timeout say. That is part of its past: a replay must go the same way.
-                self.write_later(given_up(key))
+        except (asyncio.CancelledError, Recurred):
+            if withdrawn is not None and self.fate in (None, Recurred):
+                self.write_later(withdrawn(key))  # what this may have taken is for another call, or for the successor
+            elif self.fate is None:
+                self.write_later(giving_up(key, name, self.next_seq()))
             raise
-        if self.fate is not None:
-            raise self.fate
         return value
-
-    def _given_up(self, name: str, key: StepKey) -> Callable[[Holder], HeldUnit]:
-        event, seq = event_json(name), self.next_seq()
-        return lambda holder: Step(holder, key, seq, EventType.ACTIVITY_CANCELLED, event)
-
-    def _put_back(self, received: Recorded) -> None:
-        """The body has turned away from the wait: what has come for it is for another one, or for its successor."""
-        key = StepKey(received.activity_id, received.branch, received.position)
-        event, seq = event_json(received.name), self.next_seq()
-        self.write_later(lambda holder: PutBack(Step(holder, key, seq, EventType.WAIT_WITHDRAWN, event), self.mailbox))
 
     async def _long_pause(self, seconds: float | None, *, status: Status, asks: str | None) -> Recorded | None:
         if self.fate is not None:

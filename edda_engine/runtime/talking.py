@@ -2,7 +2,8 @@
 
 Each is a call like that of an activity: numbered when it is made, answered from history on replay. A wait asks the
 database, in one transaction, for what has come; if nothing has, it is registered there and the body pauses, until its
-time is up or somebody says that something is there. Then it asks again.
+time is up or somebody says that something is there. Then it asks again, unless what has come is recorded already: a claim
+may have done so (:mod:`edda_engine.storage.receiving`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from edda_engine.core.status import Status
 from edda_engine.errors import Cancelled, LeaseLostError, UsageError
 from edda_engine.runtime.branches import Line, PastOnly, current_line, line_here
 from edda_engine.runtime.greenlets import is_in_greenlet, run_in_greenlet
+from edda_engine.runtime.later import MakeUnit, putting_back
+from edda_engine.runtime.tasks import to_the_end
 from edda_engine.storage.units import (
     AlreadyRecorded,
     HeldUnit,
@@ -30,7 +33,6 @@ from edda_engine.storage.units import (
     LeaseLost,
     Open,
     Outcome,
-    PutBack,
     Refused,
     Saved,
     Step,
@@ -67,7 +69,7 @@ class TalkingRun(Protocol):
         about: str | None = None,
         activity_id: str | None = None,
         arguments: Callable[[], Any] | None = None,
-        given_up: Callable[[StepKey], Callable[[Holder], HeldUnit]] | None = None,
+        withdrawn: Callable[[StepKey], MakeUnit] | None = None,
         is_race: bool = False,
     ) -> Any:
         """Number a call now and hand out what comes of it."""
@@ -77,7 +79,7 @@ class TalkingRun(Protocol):
         """The number of the next recorded step."""
         ...
 
-    async def commit(self, unit: HeldUnit) -> Outcome:
+    def commit(self, unit: HeldUnit) -> Coroutine[Any, Any, Outcome]:
         """Write one unit."""
         ...
 
@@ -89,7 +91,7 @@ class TalkingRun(Protocol):
         """The instance is cancelled."""
         ...
 
-    def write_later(self, make_unit: Callable[[Holder], HeldUnit]) -> None:
+    def write_later(self, make_unit: MakeUnit) -> None:
         """Write this before anything happens that may depend on it."""
         ...
 
@@ -125,16 +127,16 @@ class Talking:
             if recorded.event_type == EventType.ACTIVITY_FAILED:
                 raise decode_error(recorded.event_data["error"])
             if "taken" in recorded.event_data:
-                line_here().last_taken = StepKey(recorded.activity_id, recorded.branch, recorded.position)
+                line_here().last_taken = recorded.key
             return decode(recorded)
 
         async def work(key: StepKey) -> Any:
             return answer(await self._until_over(about, request, key))
 
-        def given_up(key: StepKey) -> Callable[[Holder], HeldUnit]:
+        def withdrawn(key: StepKey) -> MakeUnit:
             return self._withdrawal(key, about)
 
-        return run.call(function_name, work, answer, about=about, activity_id=activity_id, given_up=given_up)
+        return run.call(function_name, work, answer, about=about, activity_id=activity_id, withdrawn=withdrawn)
 
     def send(self, function_name: str, message: OutgoingMessage) -> Any:
         """Send as a step: written with its history row, once."""
@@ -249,7 +251,7 @@ class Talking:
         while True:
             run.probe("take.before_commit")
             take = Take(run.holder, key, seq, about, run.mailbox, request, is_asked_again)
-            outcome = await _written(run, take)
+            outcome = await to_the_end(run.commit(take))  # what was taken must be known before it is given up
             is_asked_again = True
             run.probe("take.after_commit")
             match outcome:
@@ -297,24 +299,8 @@ class Talking:
         self._checked(await self._run.commit(step))
         raise refused.error
 
-    def _withdrawal(self, key: StepKey, about: str) -> Callable[[Holder], HeldUnit]:
-        run, seq = self._run, self._run.next_seq()
-        event = event_json(about)
-        return lambda holder: PutBack(Step(holder, key, seq, EventType.WAIT_WITHDRAWN, event), run.mailbox)
-
-
-async def _written(run: TalkingRun, unit: HeldUnit) -> Outcome:
-    """Write to the end, even when cancelled meanwhile: what was taken must be known before it is given up."""
-
-    async def write() -> Outcome:
-        return await run.commit(unit)
-
-    task = asyncio.ensure_future(write())
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
+    def _withdrawal(self, key: StepKey, about: str) -> MakeUnit:
+        return putting_back(key, about, self._run.next_seq(), self._run.mailbox)
 
 
 async def _closing(handed: Coroutine[Any, Any, Any], coroutines: list[Coroutine[Any, Any, Any]]) -> Any:

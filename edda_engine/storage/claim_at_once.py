@@ -11,7 +11,7 @@ does both, in three parts that each lock before they conclude:
 * What is due is claimed with them.
 
 If the claimer itself was the last to hold an instance, and that waits for nothing else, what has come is recorded as well:
-its body, which is suspended there, goes on at once (:mod:`edda_engine.storage.receiving`). For others it lies in the
+its body, which is usually suspended there, goes on at once (:mod:`edda_engine.storage.receiving`). For others it lies in the
 inbox, and whoever has replayed the body takes it.
 
 If anything else is new, something for all or for a channel, or if an instance is held or has recurred, nothing of that is

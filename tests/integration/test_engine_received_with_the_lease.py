@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from edda_engine import WorkflowContext, activity, receive, send_to, wait_event, workflow
 from tests.integration.engines import Tables, edda, until
+from tests.integration.probing import Points
 from tests.integration.talks import KINDS, asleep, begun, declare, nothing_is_kept, steps_of
-
-
-class Points:
-    """How often a run has passed each point, and what else is done at one of them."""
-
-    def __init__(self) -> None:
-        self.passed: list[str] = []
-        self.at: dict[str, Callable[[], object]] = {}
-
-    def __call__(self, name: str) -> None:
-        self.passed.append(name)
-        if (what := self.at.pop(name, None)) is not None:
-            what()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,50 +55,24 @@ def test_a_claim_of_which_nobody_came_to_know_has_recorded_it_for_the_next_one(p
     async def waits(ctx: WorkflowContext) -> Any:
         return (await wait_event(ctx, "paid")).data
 
-    def lose_the_answer() -> None:
-        raise RuntimeError("the answer is lost")
+    recorded: list[Any] = []
 
     async def main() -> Any:
         async with begun(postgres_url, waits, probe=points) as (app, instance_id):
+
+            def lose_the_answer() -> None:
+                recorded.extend(steps_of(tables, instance_id))
+                raise RuntimeError("the answer is lost")
+
             points.at["claim.after_commit"] = lose_the_answer
+            points.passed.clear()
             await app.send_event("paid", "test", "once", instance_id=instance_id)
-            await until(lambda: steps_of(tables, instance_id) == [("wait_event:1", "EventReceived")])
-            return await app.result(instance_id, timeout=20)
-
-    assert asyncio.run(main()) == "once"
-    assert nothing_is_kept(tables)
-
-
-@pytest.mark.parametrize("when", ["before it is told", "when it has been told"])
-def test_what_a_body_has_turned_away_from_is_there_for_its_next_wait(postgres_url: str, when: str) -> None:
-    tables, points = Tables(postgres_url), Points()
-    first: list[asyncio.Task[Any]] = []
-
-    @workflow
-    async def impatient(ctx: WorkflowContext) -> Any:
-        first.append(asyncio.ensure_future(wait_event(ctx, "paid")))
-        await asyncio.wait(first)
-        assert first[0].cancelled()
-        return (await wait_event(ctx, "paid")).data
-
-    def turn_away() -> None:
-        if when == "before it is told":
-            first[0].cancel()
-        else:
-            asyncio.get_running_loop().call_soon(first[0].cancel)
-
-    async def main() -> Any:
-        async with begun(postgres_url, impatient, probe=points) as (app, instance_id):
-            points.at["claim.after_commit"] = turn_away
-            await app.send_event("paid", "test", "kept", instance_id=instance_id)
             result = await app.result(instance_id, timeout=20)
-            assert steps_of(tables, instance_id) == [
-                ("wait_event:1", "WaitWithdrawn"),
-                ("wait_event:2", "EventReceived"),
-            ]
+            assert "take.before_commit" not in points.passed
             return result
 
-    assert asyncio.run(main()) == "kept"
+    assert asyncio.run(main()) == "once"
+    assert recorded == [("wait_event:1", "EventReceived")]
     assert nothing_is_kept(tables)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection
 
@@ -279,37 +280,47 @@ def test_while_another_one_delivers_nothing_is_recorded(database: Database, tabl
     assert recorded(database, "a") is not None
 
 
-def test_the_plan_reads_no_table_in_full(database: Database, tables: Tables) -> None:
-    """Whether or not the server knows how large they are."""
+@pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("is_analyzed", [False, True])
+def test_the_plan_reads_no_table_in_full(database: Database, tables: Tables, is_analyzed: bool, plan: str) -> None:
+    """Whether or not the server knows how large they are, and whether or not it looks at what it is given."""
+    of_many = "FROM generate_series(1, 20000) n"
     tables.execute(
-        "INSERT INTO edda_history SELECT 'h' || n, 'wait:1', 1, '0', 1, 'EventReceived', '{}', 1, now()"
-        " FROM generate_series(1, 20000) n"
+        f"INSERT INTO edda_history SELECT 'h' || n, 'wait:1', 1, '0', 1, 'EventReceived', '{{}}', 1, now() {of_many}"
     )
     tables.execute(
-        "INSERT INTO edda_waits SELECT 'h' || n, 'wait:2', 'h' || n, 'event', 'paid', false, NULL, now()"
-        " FROM generate_series(1, 20000) n"
+        f"INSERT INTO edda_waits SELECT 'h' || n, 'w', 'h' || n, 'event', 'paid', false, NULL, now() {of_many}"
     )
+    tables.execute(f"INSERT INTO edda_inbox SELECT 'h' || n, 'event', 'paid', n, false, false {of_many}")
     tables.execute(
-        "INSERT INTO edda_inbox SELECT 'h' || n, 'event', 'paid', n, false, false FROM generate_series(1, 20000) n"
+        "INSERT INTO edda_messages (message_id, kind, name, addressee, data, metadata, is_new, published_at)"
+        f" SELECT 'm' || n, 'event', 'paid', 'h' || n, '1', '{{}}', false, now() {of_many}"
     )
+    if is_analyzed:
+        tables.execute("ANALYZE")
+    parked(database, "a")
+    sent(database, "a")
+    text = claiming_at_once._CLAIM._for(database.service.dialect)
     given = {"worker_id": "w", "of_service": "tests", "names": NAMES, "at_most": 10, "at_most_new": 5}
-    for is_analyzed in (False, True):
-        if is_analyzed:
-            tables.execute("ANALYZE")
-        parked(database, f"a {is_analyzed}")
-        sent(database, f"a {is_analyzed}")
-        statement = claiming_at_once._CLAIM.statement.compile(dialect=database.service.dialect)
-        with database.service.connect() as conn:
-            plan = conn.exec_driver_sql(
-                "EXPLAIN (ANALYZE, FORMAT JSON) " + str(statement),
-                {name: statement.params[name] if name not in given else given[name] for name in statement.params},
-            ).scalar()
-            conn.rollback()
-        read = [
-            node["Relation Name"] for node in nodes(plan[0]["Plan"])  # type: ignore[index]
-            if node["Node Type"] == "Seq Scan" and node["Actual Rows"] + node.get("Rows Removed by Filter", 0) > 1000
-        ]  # fmt: skip
-        assert read == []
+    values = text._always | given
+    assert text._text.numbered is not None
+    with database.service.connect() as conn:
+        raw: Any = conn.connection.dbapi_connection
+        cursor = psycopg.ClientCursor(raw)
+        cursor.execute(f"SET LOCAL plan_cache_mode = {plan}")
+        cursor.execute(f"PREPARE claiming AS {text._text.numbered}")
+        places = ", ".join(["%s"] * len(text._text.names))
+        explain = f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE claiming({places})"
+        (found,) = cursor.execute(explain, [values[name] for name in text._text.names]).fetchone() or ()
+        assert cursor.execute("SELECT count(*) FROM edda_history WHERE instance_id = 'a'").fetchone() == (1,)
+        raw.rollback()
+        cursor.execute("DEALLOCATE claiming")
+    read = [
+        node["Relation Name"]
+        for node in nodes(found[0]["Plan"])
+        if node["Node Type"] == "Seq Scan" and node["Actual Rows"] + node.get("Rows Removed by Filter", 0) > 1000
+    ]
+    assert read == []
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
