@@ -25,7 +25,7 @@ from edda_engine.core.ports import WaitKind, current_place
 from edda_engine.core.replay import Replay
 from edda_engine.core.status import Status
 from edda_engine.errors import Cancelled, LeaseLostError, NonDeterminismError, Recurred
-from edda_engine.hooks import call_hook
+from edda_engine.hooks import HooksBase, call_hook
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.body import Body
 from edda_engine.runtime.branches import begin_line, current_line, guarded, line_here, no_further
@@ -73,7 +73,7 @@ class Run:
         self.is_ending = False
         self.body: asyncio.Task[Any] | None = None
         self._seq = itertools.count(past.last_seq + 1)
-        self._workplace, self.owner = workplace, owner
+        self._workplace, self.owner, self._is_heard = workplace, owner, type(workplace.hooks) is not HooksBase
         self._busy = 0
         self._turn = 0
         self.pauses = Pauses()
@@ -281,7 +281,8 @@ class Run:
 
     def hook(self, name: str, *details: Any) -> None:
         """Tell the hooks."""
-        call_hook(self._workplace.hooks, name, self.instance_id, *details)
+        if self._is_heard:
+            call_hook(self._workplace.hooks, name, self.instance_id, *details)
 
     # Inside.
 
