@@ -59,9 +59,8 @@ class Codec:
     def __init__(self, annotation: Any) -> None:
         self.annotation = annotation
         self._is_plain = annotation in _PLAIN_ANNOTATIONS
-        self._simple = {
-            kind for kind in _SIMPLE if annotation in (kind, Any, object) or (kind, annotation) == (type(None), None)
-        }
+        named = type(None) if annotation is None else annotation
+        self._simple = {kind for kind in _SIMPLE if named in (kind, Any, object)}
         try:
             one_of_it: Any = tuple[_understood(annotation)]  # type: ignore[misc]
             self._adapter: TypeAdapter[tuple[Any]] = TypeAdapter(one_of_it, config=_CONFIG)

@@ -56,9 +56,12 @@ class Later:
             holder = find_holder()
             units = [make_unit(holder) for make_unit in unsaved]
             for outcome in await to_the_end(self._commit_all(units)):
+                if isinstance(outcome, BaseException):
+                    raise outcome
                 if isinstance(outcome, LeaseLost):
                     raise LeaseLostError("Another worker owns this instance now.")
             return any(isinstance(unit, PutBack) for unit in units)
 
-    async def _commit_all(self, units: list[HeldUnit]) -> list[Outcome]:
-        return await asyncio.gather(*(self._commit(unit) for unit in units))
+    async def _commit_all(self, units: list[HeldUnit]) -> list[Outcome | BaseException]:
+        """What became of each; nobody goes on before all are answered, whatever is refused."""
+        return await asyncio.gather(*(self._commit(unit) for unit in units), return_exceptions=True)

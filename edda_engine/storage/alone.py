@@ -68,7 +68,7 @@ class _Compiled:
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)
-        self._text = _texts(statement, dialect)
+        self._text = _Text(str(compiled), *_numbered(statement, dialect))
         assert not compiled.post_compile_params, "a list in the text would be another statement for each length"
         to_driver = {
             name: (bind, bind.type.dialect_impl(dialect).bind_processor(dialect))
@@ -115,9 +115,9 @@ class _Text:
 
     named: str
     """With the names of its parameters."""
-    numbered: str | None = None
-    """With their numbers, as PostgreSQL has it."""
-    names: tuple[str, ...] = ()
+    numbered: str | None
+    """With their numbers, as PostgreSQL has it; ``None`` for another driver than psycopg."""
+    names: tuple[str, ...]
     """Their names, in the order of the numbers."""
 
     def executed(self, raw: Any, driver: Any, values: Mapping[str, Any]) -> Any:
@@ -130,13 +130,12 @@ class _Text:
         return driver.RawCursor(raw).execute(self.numbered, [values[name] for name in self.names])
 
 
-def _texts(statement: Any, dialect: Dialect) -> _Text:
-    named = str(statement.compile(dialect=dialect))
+def _numbered(statement: Any, dialect: Dialect) -> tuple[str | None, tuple[str, ...]]:
     if dialect.driver != "psycopg":
-        return _Text(named)
+        return None, ()
     of_kind: Any = type(dialect)
     compiled = statement.compile(dialect=of_kind(paramstyle="numeric_dollar"))
-    return _Text(named, str(compiled), tuple(compiled.positiontup))
+    return str(compiled), tuple(compiled.positiontup)
 
 
 def _fetched(engine: Engine, text: _Text, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
