@@ -11,7 +11,8 @@ import pytest
 from edda_engine import RetryPolicy, WorkflowContext, activity, send_event_transactional, workflow
 from tests.integration.engines import Gate, Tables, edda, until, write_note, write_note_async
 
-LIMIT = 0.3
+LIMIT = 1.0
+"""Long enough for an attempt that does what it is asked to, on a busy machine."""
 AGAIN = RetryPolicy(max_attempts=10, initial_interval=0.02, backoff_coefficient=1.0)
 """On a busy machine a later attempt may be late, too."""
 
@@ -123,11 +124,14 @@ def test_events_of_a_late_attempt_are_not_sent(database_url: str, tables: Tables
 
     @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     def slow(ctx: WorkflowContext) -> int:
-        send_event_transactional(ctx, "slow.done", "tests", {"attempt": ctx.attempt})
-        if ctx.attempt == 1:
-            gate.hold()
-            ended.set()
-        return ctx.attempt
+        try:
+            send_event_transactional(ctx, "slow.done", "tests", {"attempt": ctx.attempt})
+            if ctx.attempt == 1:
+                gate.hold()
+            return ctx.attempt
+        finally:
+            if ctx.attempt == 1:
+                ended.set()
 
     @workflow
     async def waits(ctx: WorkflowContext) -> int:
@@ -145,11 +149,14 @@ def test_a_late_attempt_does_not_keep_others_from_writing(database_url: str, tab
 
     @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     def slow(ctx: WorkflowContext) -> int:
-        write_note(ctx, f"slow {ctx.attempt}")
-        if ctx.attempt == 1:
-            gate.hold()
-            ended.set()
-        return ctx.attempt
+        try:
+            write_note(ctx, f"slow {ctx.attempt}")
+            if ctx.attempt == 1:
+                gate.hold()
+            return ctx.attempt
+        finally:
+            if ctx.attempt == 1:
+                ended.set()
 
     @activity
     def quick(ctx: WorkflowContext, number: int) -> None:
@@ -170,13 +177,13 @@ def test_a_late_async_attempt_is_cancelled_and_rolled_back(database_url: str, ta
 
     @activity(retry_policy=AGAIN, timeout_seconds=LIMIT)
     async def slow(ctx: WorkflowContext) -> int:
-        await write_note_async(ctx, f"attempt {ctx.attempt}")
-        if ctx.attempt == 1:
-            try:
+        try:
+            await write_note_async(ctx, f"attempt {ctx.attempt}")
+            if ctx.attempt == 1:
                 await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled.append(ctx.attempt)
-                raise
+        except asyncio.CancelledError:
+            cancelled.append(ctx.attempt)
+            raise
         return ctx.attempt
 
     @workflow
@@ -189,7 +196,8 @@ def test_a_late_async_attempt_is_cancelled_and_rolled_back(database_url: str, ta
 
     in_time = asyncio.run(main())
     assert in_time > 1
-    assert cancelled == [1]
+    assert cancelled
+    assert set(cancelled) <= set(range(1, in_time))
     assert tables.notes() == [f"attempt {in_time}"]
 
 

@@ -41,12 +41,18 @@ def test_what_has_come_for_a_run_that_recurs_is_for_its_successor(database_url: 
         await (wait_event(ctx, "paid") if waits == "the body" else goes_on())
         raise AssertionError(other)
 
-    def let_it() -> None:
+    def let_it() -> bool:
+        if not any(tables.rows(f"SELECT * FROM edda_{name}") for name in ("messages", "history")):
+            return False
         may_recur[0].done() or may_recur[0].set_result(None)
+        return True
 
-    def while_it_is_claimed() -> None:
+    def while_it_is_claimed() -> bool:
+        if not tables.rows("SELECT * FROM edda_messages"):
+            return False
         loops[0].call_soon_threadsafe(let_it)
         time.sleep(0.2)  # on the service thread: the loop goes on
+        return True
 
     async def main() -> Any:
         async with begun(database_url, recurs, probe=points) as (app, first):
@@ -97,11 +103,14 @@ def test_what_goes_back_is_there_before_the_next_call_asks_although_its_row_is_l
         with storage(postgres_url) as database:
             run(database, lambda conn: insert_messages(conn, made))
 
-    def give_up() -> None:
-        if is_recorded_by == "the claim":
-            first[0].cancel()
-        else:
+    def give_up() -> bool:
+        if is_recorded_by == "a take":
             asyncio.get_running_loop().call_soon(first[0].cancel)
+        elif not tables.rows("SELECT * FROM edda_history"):
+            return False
+        else:
+            first[0].cancel()
+        return True
 
     async def main() -> Any:
         async with begun(postgres_url, turns_away, probe=points, poll_interval_seconds=0.05) as (app, instance_id):
@@ -134,12 +143,15 @@ def test_what_a_body_has_turned_away_from_is_there_for_its_next_wait(postgres_ur
     async def main() -> Any:
         async with begun(postgres_url, impatient, probe=points) as (app, instance_id):
 
-            def turn_away() -> None:
+            def turn_away() -> bool:
                 recorded.extend(steps_of(tables, instance_id))
+                if not recorded:
+                    return False
                 if when == "before it is told":
                     first[0].cancel()
                 else:
                     asyncio.get_running_loop().call_soon(first[0].cancel)
+                return True
 
             points.at["claim.after_commit"] = turn_away
             await app.send_event("paid", "test", "kept", instance_id=instance_id)
