@@ -30,7 +30,6 @@ from sqlalchemy import (
     CTE,
     ColumnElement,
     Dialect,
-    FromClause,
     Integer,
     Select,
     Text,
@@ -103,7 +102,7 @@ def _claim() -> Select[Any]:
     oldest = _oldest()
     new = _new(oldest)
     ready = _ready(oldest, new)
-    received, with_it = receiving_new(new, ready, _is_of_claimer)
+    received, with_it = receiving_new(new, ready, bindparam("worker_id"))
     put = _putting(new, ready, received)
     delivered = update(messages).where(is_one_of_few(_M.seq, select(put.c.seq))).values(is_new=False).cte("delivered")
     found = due(_PG, bindparam("at_most", type_=Integer) - _count(ready))
@@ -120,10 +119,6 @@ def _claim() -> Select[Any]:
         .select_from(said.outerjoin(claimed, true()).outerjoin(received, of_claimed))
         .add_cte(delivered, *with_it)
     )
-
-
-def _is_of_claimer(given: FromClause) -> ColumnElement[bool]:
-    return given.c.worker_id == bindparam("worker_id")
 
 
 _IS_TO_BE_SEEN = is_any_in_order(_N.receiver, _N.is_new)

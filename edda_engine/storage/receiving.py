@@ -112,16 +112,14 @@ def receiving(parameter: str, held: CTE, is_of_holder: IsOfHolder) -> tuple[CTE,
     return taken.cte("taken"), _over(left, left.c.seq)
 
 
-def receiving_new(
-    new: FromClause, ready: CTE, is_of_claimer: Callable[[FromClause], ColumnElement[bool]]
-) -> tuple[CTE, tuple[CTE, ...]]:
+def receiving_new(new: FromClause, ready: CTE, claimer: ColumnElement[str]) -> tuple[CTE, tuple[CTE, ...]]:
     """What was recorded of what is in no inbox yet, the columns of a step and :data:`MESSAGE`; and what goes with it.
 
     :param new: Messages, which are locked, with ``seq``, ``kind``, ``name`` and ``addressee``.
     :param ready: The instances that wait for some of it, which are locked, with ``instance_id`` and ``lock_epoch``.
-    :param is_of_claimer: Whether a wait was registered under the last lease of its instance, by the worker that claims.
+    :param claimer: The worker that claims: only waits that it has registered itself count, under the last lease.
     """
-    found = _found_new(new, ready, is_of_claimer)
+    found = _found_new(new, ready, claimer)
     recorded = steps.inserting(_PG, found, found, is_new=True).cte("received")
     return found, (recorded, *_over(found, found.c[MESSAGE]))
 
@@ -155,14 +153,14 @@ def _found(parameter: str, held: CTE, is_of_holder: IsOfHolder) -> CTE:
     )
 
 
-def _found_new(new: FromClause, ready: CTE, is_of_claimer: Callable[[FromClause], ColumnElement[bool]]) -> CTE:
+def _found_new(new: FromClause, ready: CTE, claimer: ColumnElement[str]) -> CTE:
     """For instances with one wait alone: of several the worker that holds them finds out which one ends.
 
     Each is looked up by an index, however many the planner expects: with NOT EXISTS it might read whole tables.
     """
     typed = (column(name, kind()) for name, kind in _RECEIVE.items())
     given = func.json_to_record(_W.step).table_valued(*typed).render_derived(name="given", with_types=True)
-    of_lease = and_(given.c.epoch == ready.c.lock_epoch, is_of_claimer(given))
+    of_lease = and_(given.c.epoch == ready.c.lock_epoch, given.c.worker_id == claimer)
     oldest = (
         select(func.min(new.c.seq))
         .where(new.c.addressee == _W.instance_id, new.c.kind == _W.kind, new.c.name == _W.name)
