@@ -52,6 +52,7 @@ from edda_engine.workflow import workflows
 _log = logging.getLogger(__name__)
 
 _PAUSES = (0.1, 0.2, 0.5, 1.0)
+_RETIRED = "It takes no more work: it was told to stop."
 
 
 class Engine:
@@ -182,12 +183,14 @@ class Engine:
     @property
     def is_claiming(self) -> bool:
         """Whether this worker takes work."""
-        return self._claiming is not None and not self._claiming.done()
+        return self._claiming is not None and not self._claiming.done() and not self.executor.promises.are_over
 
     def stop_claiming(self) -> None:
-        """Take nothing more, and go on with what is held until :meth:`stop`; from any thread, and a signal's handler."""
-        if self._claiming is not None:
-            self._soon(self._claiming.cancel)
+        """Take nothing more, and go on with what is held until :meth:`stop`; from any thread, and a signal's handler.
+
+        A claim that is under way is not broken off: its instances would be nobody's until their leases expire.
+        """
+        self._soon(self.executor.promises.close)
 
     def write_start(self, new: NewInstance) -> Future[Started] | None:
         """Write a start together with whatever else is to be written, and begin it here if there is room.
@@ -253,7 +256,8 @@ class Engine:
         """What keeps this worker from its work, in sentences; nothing if it is well."""
         if not self.is_ready.is_set():
             return ["It is not ready: it waits for the database, or for the tables to be upgraded."]
-        found = [
+        found = [_RETIRED] if self.executor.promises.are_over else []
+        found += [
             f"Its {task.get_name()} has stopped." for task in (self._claiming, *self._services) if task and task.done()
         ]
         if self._settings.listen and not self._database.is_sqlite and not self._liveness.is_listening:

@@ -19,6 +19,11 @@ class Promises:
         self.count = 0
 
     @property
+    def are_over(self) -> bool:
+        """Whether the worker was told to take nothing more, and nothing is on its way to it any more."""
+        return self._is_closed and not self.count
+
+    @property
     def are_half_free(self) -> bool:
         """Whether so few places are taken that whoever needs none for a moment may keep it."""
         return 2 * (len(self._held) + self.count) <= self._max_running
@@ -42,6 +47,6 @@ class Promises:
             await asyncio.sleep(_LOOK_SECONDS)
 
     def close(self) -> None:
-        """Give no more: the worker is stopping."""
+        """Give no more: the worker is stopping. What was given already is taken all the same."""
         with self._lock:
             self._is_closed = True

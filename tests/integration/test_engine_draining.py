@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 from edda_engine import EddaApp, RetryPolicy, WorkflowContext, activity, sleep, wait_event, workflow
+from edda_engine.runtime.engine import Engine
 from tests.integration.engines import MUCH_LATER, Gate, Tables, edda, until
+from tests.integration.probing import Points
 
 A_MOMENT = RetryPolicy(max_attempts=None, initial_interval=0.9, backoff_coefficient=1.0, max_duration=None)
 """Slept through with the lease held."""
 
 
 def worker_of(app: EddaApp) -> str:
+    return engine_of(app).worker_id
+
+
+def engine_of(app: EddaApp) -> Engine:
     assert app._engine is not None
-    return app._engine.worker_id
+    return app._engine
+
+
+async def takes_no_more(app: EddaApp) -> None:
+    engine_of(app).stop_claiming()
+    await until(lambda: not engine_of(app).is_claiming)
 
 
 def test_while_an_activity_ends_everything_else_goes_on_elsewhere(database_url: str) -> None:
@@ -127,17 +139,70 @@ def test_a_worker_that_takes_no_more_goes_on_with_what_it_has(database_url: str)
 
     async def main() -> None:
         async with edda(database_url) as first, edda(database_url) as second:
-            assert first._engine is not None
             held = await first.start(holds)
             while not gate.reached.is_set():
                 await asyncio.sleep(0.01)
             # Whoever has it goes on with it.
-            (holder, other) = (first, second) if first._engine.executor.held else (second, first)
-            assert holder._engine is not None
-            holder._engine.stop_claiming()
-            await until(lambda: holder._engine is not None and not holder._engine.is_claiming)
+            (holder, other) = (first, second) if engine_of(first).executor.held else (second, first)
+            await takes_no_more(holder)
             assert await holder.result(await holder.start(tells), timeout=30) == worker_of(other)
             gate.open()
             assert await holder.result(held, timeout=30) == [worker_of(holder)] * 2
+
+    asyncio.run(main())
+
+
+def test_what_a_worker_claims_while_it_is_told_to_take_no_more_it_does(database_url: str) -> None:
+    tables, points = Tables(database_url), Points()
+
+    @workflow
+    async def ends(ctx: WorkflowContext) -> str:
+        return ctx.worker_id
+
+    async def main() -> None:
+        app = edda(database_url, probe=points)
+        loop = asyncio.get_running_loop()
+
+        def is_told_to_stop_if_it_claims_something() -> bool:
+            if not tables.rows("SELECT 1 FROM edda_instances WHERE status = 'pending'"):
+                return False
+            engine_of(app).stop_claiming()
+            told = threading.Event()
+            loop.call_soon_threadsafe(told.set)
+            return told.wait(30)
+
+        async with app:
+            await until(lambda: "claim.after_commit" in points.passed)  # the first one is like no other
+            points.at["claim.before_commit"] = is_told_to_stop_if_it_claims_something
+            by_somebody_else = await edda(database_url).start(ends)
+            assert await app.result(by_somebody_else, timeout=20) == worker_of(app)
+            await until(lambda: not engine_of(app).is_claiming)
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_takes_no_more_hears_of_messages_for_what_it_has(database_url: str) -> None:
+    gate = Gate()
+
+    @activity
+    def hold(ctx: WorkflowContext) -> str:
+        gate.hold()
+        return ctx.worker_id
+
+    @workflow
+    async def listens_while_it_works(ctx: WorkflowContext) -> list[str]:
+        working = asyncio.create_task(hold(ctx))
+        event = await wait_event(ctx, "go.on")
+        gate.open()
+        return [await working, str(event.data["of"])]
+
+    async def main() -> None:
+        async with edda(database_url) as app:
+            instance_id = await app.start(listens_while_it_works)
+            await gate.is_reached()
+            await takes_no_more(app)
+            assert await engine_of(app).problems() == ["It takes no more work: it was told to stop."]
+            await app.send_event("go.on", "/tests", {"of": "old"}, instance_id=instance_id)
+            assert await app.result(instance_id, timeout=20) == [worker_of(app), "old"]
 
     asyncio.run(main())

@@ -23,6 +23,16 @@ def test_a_worker_that_stops_gives_none() -> None:
     promises = Promises([], max_running=5)
     promises.close()
     assert promises.give() == 0
+    assert promises.are_over
+
+
+def test_a_worker_that_stops_takes_what_is_on_its_way() -> None:
+    promises = Promises([], max_running=5)
+    promises.give(2)
+    promises.close()
+    assert not promises.are_over
+    promises.end(2)
+    assert promises.are_over
 
 
 @pytest.mark.parametrize(
