@@ -22,6 +22,7 @@ from edda_engine.storage import migrate
 from edda_engine.storage.database import Database
 from edda_engine.workflow import workflows
 from edda_wsgi.application import everywhere
+from tests.databases import Databases
 from tests.faults.matrix import pytest_terminal_summary as pytest_terminal_summary
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -82,19 +83,27 @@ def _migrate(url: str) -> None:
 
 
 @contextmanager
-def _new_database(server: str, template: str = "template1") -> Iterator[str]:
+def _new_database(server: str) -> Iterator[str]:
     name = f"edda_test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(server, autocommit=True) as conn:
-        conn.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        conn.execute(f'CREATE DATABASE "{name}"')
     yield make_url(server).set(database=name).render_as_string(False)
     with psycopg.connect(server, autocommit=True) as conn:
         conn.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
+@pytest.fixture(scope="session")
+def postgres_databases(postgres_admin_url: str, postgres_template: str) -> Iterator[Databases]:
+    """Databases with edda's tables."""
+    databases = Databases(postgres_admin_url, postgres_template)
+    yield databases
+    databases.drop_all()
+
+
 @pytest.fixture
-def postgres_url(postgres_admin_url: str, postgres_template: str) -> Iterator[str]:
-    """A fresh PostgreSQL database with edda's tables, all empty."""
-    with _new_database(postgres_admin_url, postgres_template) as url:
+def postgres_url(postgres_databases: Databases) -> Iterator[str]:
+    """A PostgreSQL database with edda's tables, all empty; as good as a new one."""
+    with postgres_databases.lent() as url:
         yield url
 
 

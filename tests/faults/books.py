@@ -10,12 +10,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from edda_engine.storage import schema
 from edda_engine.storage.database import normalized_url
+from tests.databases import clear
 from tests.faults import wire
 
 entries = Table(
@@ -200,8 +201,8 @@ class Books:
 
     def clear(self) -> None:
         """PostgreSQL: empty every table but the version's."""
-        names = ", ".join([entries.name, *(table.name for table in schema.metadata.tables.values())])
-        self.change(f"TRUNCATE {names} RESTART IDENTITY")
+        with psycopg.connect(self.url.replace("postgresql+psycopg:", "postgresql:"), autocommit=True) as conn:
+            clear(conn)
 
     def _connecting(self, *, patience_seconds: float = 30.0) -> Engine:
         limit = {"options": f"-c lock_timeout={int(patience_seconds * 1000)}", "application_name": wire.IS_JUDGE}
