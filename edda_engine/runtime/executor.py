@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -204,12 +205,14 @@ class Executor:
                     raise
 
     def has_gone_idle(self, run: Run) -> None:
-        """Give the lease back and keep the body suspended."""
+        """Give the lease back, until what it waits for now, and keep the body suspended; it may be evicted meanwhile."""
         if not self.is_draining and self.held.get(run.instance_id) is run:
             del self.held[run.instance_id]
             run.is_parked = True
             self._parked[run.instance_id] = run
-            self._spawn(self._park(run))
+            self._spawn(
+                self._park(run, Wait(run.holder, run.pauses.status, run.pauses.due_in_seconds, run.pauses.asks))
+            )
 
     def wants_back(self, run: Run) -> None:
         """Make the instance due now, so that it is claimed for its waiting body."""
@@ -247,20 +250,19 @@ class Executor:
         if old is not None:
             old.seal(LeaseLostError)
 
-    async def _park(self, run: Run) -> None:
-        written_as = run.holder
+    async def _park(self, run: Run, wait: Wait) -> None:
         try:
             await run.save_values()
-            is_asleep = run.pauses.has_long and run.instance_id not in self._wanted_back
-            delay = run.pauses.due_in_seconds if is_asleep else 0.0
+            if run.instance_id in self._wanted_back:
+                wait = replace(wait, delay_seconds=0.0)
             self._workplace.probe("wait.before_commit")
-            outcome = await self.commit(Wait(run.holder, run.pauses.status, delay, run.pauses.asks))
+            outcome = await self.commit(wait)
             self._workplace.probe("wait.after_commit")
             if isinstance(outcome, Saved) and outcome.is_due:
                 self._wake_claimer()
         except LeaseLostError:
             outcome = LeaseLost()
-        if run.holder != written_as:
+        if run.holder != wait.holder:
             return  # the lease was given back by a commit whose answer was lost, and the run goes on with another
         if isinstance(outcome, LeaseLost):
             if self._parked.get(run.instance_id) is run:
@@ -269,8 +271,8 @@ class Executor:
             return
         if run.instance_id in self._wanted_back:
             self._spawn(self._recall(run))
-        if delay is not None:
-            self._wake_claimer_in(delay, run.instance_id)
+        if wait.delay_seconds is not None:
+            self._wake_claimer_in(wait.delay_seconds, run.instance_id)
         while len(self._parked) > self._max_parked:
             self._parked.popitem(last=False)[1].seal(Suspended)  # the oldest
 

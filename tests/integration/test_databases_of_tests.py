@@ -48,6 +48,7 @@ def test_rows_sequences_and_tables_of_a_test_are_gone_for_the_next(databases: Da
         outlives = psycopg.connect(url)
     with pytest.raises(psycopg.OperationalError):
         outlives.execute("SELECT 1")
+    outlives.close()
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(url)
     with databases.lent() as url:

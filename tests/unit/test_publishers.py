@@ -286,15 +286,15 @@ def broken_off(conn: socket.socket) -> None:
         (lambda conn: conn.sendall(b"HTTP/1.1 banana\r\n\r\n"), "RemoteProtocolError"),
         (lambda conn: conn.sendall(b"SSH-2.0-OpenSSH_9.2\r\n"), "RemoteProtocolError"),
         (lambda conn: conn.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 50_000), "RemoteProtocolError"),
-        (stays_silent, "no answer within 0.5 s"),
-        (drip, "no answer within 0.5 s|RemoteProtocolError"),
+        (stays_silent, "no answer within 2 s"),
+        (drip, "no answer within 2 s|RemoteProtocolError"),
         (endless("503 Service Unavailable"), "503 Service Unavailable: zzz"),
     ],
     ids=["hangs up", "speaks TLS", "no status", "speaks SSH", "endless headers", "silent", "drips", "endless body"],
 )
 def test_what_is_no_answer_means_later(speak: Callable[[socket.socket], None], said: str) -> None:
     with talking(speak) as url, pytest.raises(PublishLaterError, match=said) as caught:
-        publish(HttpPublisher(url, timeout_seconds=0.5))
+        publish(HttpPublisher(url, timeout_seconds=2.0))
 
     assert len(str(caught.value)) < 1000
 
