@@ -22,8 +22,11 @@ from edda_engine.storage import migrate
 from edda_engine.storage.database import Database
 from edda_engine.workflow import workflows
 from edda_wsgi.application import everywhere
+from tests import compiling
 from tests.databases import Databases
 from tests.faults.matrix import pytest_terminal_summary as pytest_terminal_summary
+
+compiling.share()
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs the suite in the background has it ignored, and processes that tests start would inherit that.

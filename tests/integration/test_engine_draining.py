@@ -6,8 +6,10 @@ import asyncio
 import threading
 
 from edda_engine import EddaApp, RetryPolicy, WorkflowContext, activity, sleep, wait_event, workflow
+from edda_engine.core.ports import NewInstance
 from edda_engine.runtime.engine import Engine
-from tests.integration.engines import MUCH_LATER, Gate, Tables, edda, until
+from edda_engine.storage.starts import insert_instance
+from tests.integration.engines import MUCH_LATER, SERVICE, Gate, Tables, edda, run, storage, until
 from tests.integration.probing import Points
 
 A_MOMENT = RetryPolicy(max_attempts=None, initial_interval=0.9, backoff_coefficient=1.0, max_duration=None)
@@ -174,8 +176,10 @@ def test_what_a_worker_claims_while_it_is_told_to_take_no_more_it_does(database_
         async with app:
             await until(lambda: "claim.after_commit" in points.passed)  # the first one is like no other
             points.at["claim.before_commit"] = is_told_to_stop_if_it_claims_something
-            by_somebody_else = await edda(database_url).start(ends)
-            assert await app.result(by_somebody_else, timeout=20) == worker_of(app)
+            with storage(database_url) as elsewhere:
+                new = NewInstance("i", "ends", SERVICE, "{}", "hash", lock_timeout_seconds=60)
+                await asyncio.to_thread(run, elsewhere, lambda conn: insert_instance(conn, new))
+            assert await app.result("i", timeout=20) == worker_of(app)
             await until(lambda: not engine_of(app).is_claiming)
 
     asyncio.run(main())
