@@ -64,6 +64,11 @@ COSTS = (
         (Figure("seconds", "replay_seconds"),), of_five=3, has_framework=True,
     ),
     Cost(
+        "the same, beyond a process that only imports Flask, Flask-SQLAlchemy and psycopg", "replay",
+        ("--steps", "10000"), ("--steps", "1000"),
+        (Figure("seconds", "beyond_imports_seconds"),), of_five=3, is_ours_alone=True,
+    ),
+    Cost(
         "one idle process", "idle", ("--opt", "seconds=60"), ("--opt", "seconds=10"),
         (Figure("statements a minute", "statements_a_minute"),), of_five=1, has_framework=True,
     ),

@@ -21,9 +21,12 @@ from edda_engine.storage.migrate import VERSION_TABLE
 _PUBLIC = "relnamespace = 'public'::regnamespace"
 
 _TRAITS: tuple[str, ...] = (
-    "SELECT oid, relname, relnamespace, relkind, relnatts, relchecks, relhasrules, relhastriggers, reloptions, relacl,"
+    "SELECT oid, relname, relnamespace, relkind, relnatts, relchecks, relhasrules, relhastriggers, relrowsecurity,"
+    " relpersistence, reloptions, relacl,"
     " CASE relkind WHEN 'r' THEN reltuples END FROM pg_class WHERE oid >= 16384",
     "SELECT attrelid, attname, atttypid, attnotnull, atthasdef FROM pg_attribute WHERE attrelid >= 16384",
+    "SELECT oid FROM pg_attrdef",
+    "SELECT oid FROM pg_policy",
     "SELECT oid FROM pg_proc WHERE oid >= 16384",
     "SELECT oid FROM pg_type WHERE oid >= 16384",
     "SELECT oid FROM pg_trigger WHERE oid >= 16384",

@@ -97,7 +97,7 @@ class Claimer:
         self._is_listening, self._notify = is_listening, notify
         self._woken = asyncio.Event()
         self._is_woken_from_here = False
-        self._alarm = Alarm(self.wake)
+        self._alarm, self._when_full = Alarm(self.wake), Alarm(self.hear)
         self._executor: Executor | None = None
         self._is_calm = False
         self._has_outage = False
@@ -164,6 +164,7 @@ class Claimer:
                 finally:
                     executor.promises.end(kept)
                 if found is None or found.is_full:
+                    self._is_woken_from_here |= is_from_here  # if there is no room for the rest, others are told
                     continue
                 if found is _NOT_LOOKED or await self._look_ahead(found):
                     is_told = await self._rest()
@@ -171,12 +172,13 @@ class Claimer:
                     is_told = is_told or self._woken.is_set()
         finally:
             self._alarm.cancel()
+            self._when_full.cancel()
 
     def _may_search(self) -> bool:
         """A full worker has only messages to look for, and not because of each start that it has no room for."""
         now = asyncio.get_running_loop().time()
         if self._is_full and now < self._full_until:
-            self._alarm.ring_in(self._full_until - now)
+            self._when_full.ring_in(self._full_until - now)
             return False
         self._full_until = now + _FULL_PAUSE_SECONDS
         return True

@@ -190,7 +190,11 @@ class Engine:
 
         A claim that is under way is not broken off: its instances would be nobody's until their leases expire.
         """
-        self._soon(self.executor.promises.close)
+        self._soon(self._retire)
+
+    def _retire(self) -> None:
+        self.executor.promises.close()
+        self._claimer.wake()  # others are told of what this worker has left
 
     def write_start(self, new: NewInstance) -> Future[Started] | None:
         """Write a start together with whatever else is to be written, and begin it here if there is room.

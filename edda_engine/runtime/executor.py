@@ -1,17 +1,14 @@
 """The executor: every run of this worker, from its lease to its end.
 
 How it thinks. A run is held (its lease is ours and its body may act) or parked (its lease is given back and its
-body is suspended in memory). A parked run goes on when its instance is claimed here again with nobody in between,
-which the epoch tells; otherwise it is thrown away and the instance is replayed.
+body is suspended in memory; see :mod:`edda_engine.runtime.parking`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -32,7 +29,8 @@ from edda_engine.errors import (
 from edda_engine.runtime.activities import Workplace
 from edda_engine.runtime.committer import Committer, Resolve
 from edda_engine.runtime.completions import Completions, ending_of
-from edda_engine.runtime.draining import drain, let_go
+from edda_engine.runtime.draining import drain
+from edda_engine.runtime.parking import Parking
 from edda_engine.runtime.past import Past
 from edda_engine.runtime.promises import Promises
 from edda_engine.runtime.run import Run
@@ -42,7 +40,7 @@ from edda_engine.runtime.transactions import refused_by_database
 from edda_engine.storage import history, instances, waits
 from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import is_outage
-from edda_engine.storage.units import AlreadyRecorded, Block, End, HeldUnit, LeaseLost, Outcome, Saved, Wait
+from edda_engine.storage.units import AlreadyRecorded, Block, End, HeldUnit, LeaseLost, Outcome
 from edda_engine.workflow import workflows
 
 _log = logging.getLogger(__name__)
@@ -72,11 +70,18 @@ class Executor:
     ) -> None:
         self._worker_id, self._workplace, self._has_room = worker_id, workplace, has_room
         self._committer, self._service, self._completions = committer, service, completions
-        self._max_parked, self._wake_claimer, self._wake_claimer_in = max_parked, wake_claimer, wake_claimer_in
+        self._wake_claimer = wake_claimer
         self.held: dict[str, Run] = {}
         self.promises, self._takeovers = Promises(self.held, max_running=max_running), takeovers
-        self._parked: OrderedDict[str, Run] = OrderedDict()
-        self._wanted_back: set[str] = set()
+        self._parking = Parking(
+            most=max_parked,
+            committer=committer,
+            service=service,
+            probe=workplace.probe,
+            spawn=self._spawn,
+            wake_claimer=wake_claimer,
+            wake_claimer_in=wake_claimer_in,
+        )
         self._too_new: set[str] = set()
         self._driving: set[asyncio.Task[None]] = set()
         self.is_draining = False
@@ -85,28 +90,23 @@ class Executor:
 
     def has_parked(self, lease: Lease) -> bool:
         """Whether the body of this instance is suspended here just as the lease finds it."""
-        run = self._parked.get(lease.instance_id)
-        return run is not None and run.holder.epoch + 1 == lease.epoch and run.fate in (None, Recurred)
+        return self._parking.has(lease)
 
     def has_body(self, instance_id: str) -> bool:
         """Whether a body of this instance is in memory, running or suspended."""
-        return instance_id in self.held or instance_id in self._parked
+        return instance_id in self.held or instance_id in self._parking
 
     def take(self, lease: Lease, past: Past) -> None:
         """Begin, or go on with, the instance of this lease."""
         self._forget_held(lease)
         if self.has_parked(lease):
-            run = self._parked.pop(lease.instance_id)
+            run, is_due = self._parking.take_out(lease.instance_id)
             self.held[lease.instance_id] = run
-            is_due = lease.instance_id not in self._wanted_back
-            self._wanted_back.discard(lease.instance_id)
             run.resume(lease, is_due=is_due)
             if run.pauses.has_more_than_a_few:
                 self.mail_has_come()  # not all of them are woken to ask
             return
-        stale = self._parked.pop(lease.instance_id, None)
-        if stale is not None:
-            stale.seal(Suspended)
+        self._parking.throw_away(lease.instance_id)
         if self._takeovers.is_too_often(lease, past):
             self._spawn(self._takeovers.block(lease, past))
             return
@@ -136,9 +136,7 @@ class Executor:
         run = self.held.get(instance_id)
         if run is not None:
             run.ask_to_stop()
-        parked = self._parked.pop(instance_id, None)
-        if parked is not None:
-            parked.seal(Suspended)  # nobody held it: its cancellation is written already
+        self._parking.throw_away(instance_id)  # nobody held it: its cancellation is written already
 
     @property
     def has_listeners(self) -> bool:
@@ -175,7 +173,7 @@ class Executor:
             handed_back()
             return is_complete
 
-        let_go(self._parked, list(self._parked))
+        self._parking.throw_all_away()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         await self.promises.kept(deadline)
@@ -205,34 +203,16 @@ class Executor:
                     raise
 
     def has_gone_idle(self, run: Run) -> None:
-        """Give the lease back, until what it waits for now, and keep the body suspended; it may be evicted meanwhile."""
+        """Give the lease back and keep the body suspended."""
         if not self.is_draining and self.held.get(run.instance_id) is run:
             del self.held[run.instance_id]
-            run.is_parked = True
-            self._parked[run.instance_id] = run
-            self._spawn(
-                self._park(run, Wait(run.holder, run.pauses.status, run.pauses.due_in_seconds, run.pauses.asks))
-            )
+            self._parking.park(run)
 
     def wants_back(self, run: Run) -> None:
         """Make the instance due now, so that it is claimed for its waiting body."""
-        self._wanted_back.add(run.instance_id)
-        self._spawn(self._recall(run))
+        self._parking.want_back(run)
 
     # Inside.
-
-    async def _recall(self, run: Run) -> None:
-        while run.is_parked and self._parked.get(run.instance_id) is run:
-            make_due = partial(instances.make_due, instance_id=run.instance_id, epoch=run.holder.epoch)
-            try:
-                if await self._service.write("recall", make_due):
-                    self._wake_claimer()
-                    return
-                await asyncio.sleep(_LOCKED_PAUSE_SECONDS)
-            except DBAPIError as error:
-                if not is_outage(error):
-                    raise
-                await self._service.wait_until_reachable()
 
     def _spawn(self, coroutine: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
@@ -249,32 +229,6 @@ class Executor:
         old = self.held.pop(lease.instance_id, None)
         if old is not None:
             old.seal(LeaseLostError)
-
-    async def _park(self, run: Run, wait: Wait) -> None:
-        try:
-            await run.save_values()
-            if run.instance_id in self._wanted_back:
-                wait = replace(wait, delay_seconds=0.0)
-            self._workplace.probe("wait.before_commit")
-            outcome = await self.commit(wait)
-            self._workplace.probe("wait.after_commit")
-            if isinstance(outcome, Saved) and outcome.is_due:
-                self._wake_claimer()
-        except LeaseLostError:
-            outcome = LeaseLost()
-        if run.holder != wait.holder:
-            return  # the lease was given back by a commit whose answer was lost, and the run goes on with another
-        if isinstance(outcome, LeaseLost):
-            if self._parked.get(run.instance_id) is run:
-                del self._parked[run.instance_id]
-            run.seal(LeaseLostError)
-            return
-        if run.instance_id in self._wanted_back:
-            self._spawn(self._recall(run))
-        if wait.delay_seconds is not None:
-            self._wake_claimer_in(wait.delay_seconds, run.instance_id)
-        while len(self._parked) > self._max_parked:
-            self._parked.popitem(last=False)[1].seal(Suspended)  # the oldest
 
     async def _hand_back(self, lease: Lease, delay: float) -> None:
         ids = [lease.instance_id]
@@ -394,9 +348,7 @@ class Executor:
     def _let_go(self, run: Run) -> None:
         if self.held.get(run.instance_id) is run:
             del self.held[run.instance_id]
-        if self._parked.get(run.instance_id) is run:
-            del self._parked[run.instance_id]
-        self._wanted_back.discard(run.instance_id)
+        self._parking.forget(run)
         for task in list(run._tasks):
             task.cancel()
         self._has_room()

@@ -59,6 +59,11 @@ class Pauses:
         return bool(self._long)
 
     @property
+    def are_long(self) -> bool:
+        """The same, and none of them has just ended, so that the body is about to go on."""
+        return bool(self._long) and not any(future.done() for future in self._long)
+
+    @property
     def naps(self) -> int:
         """How many wait for a moment."""
         return len(self._short)

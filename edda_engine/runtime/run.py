@@ -103,7 +103,7 @@ class Run:
     @property
     def is_idle(self) -> bool:
         """True while the body can do nothing but wait."""
-        return self._busy == 0 and self.pauses.has_long and self.fate is None
+        return self._busy == 0 and self.pauses.are_long and self.fate is None
 
     def resume(self, lease: Lease, *, is_due: bool) -> None:
         """Go on with a new lease, nobody having had the instance in between."""

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Connection
 
 from edda_engine import EddaApp, RetryPolicy, WorkflowContext, activity, sleep, wait_event, workflow
 from edda_engine.core.ports import NewInstance
@@ -11,6 +17,7 @@ from edda_engine.runtime.engine import Engine
 from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import MUCH_LATER, SERVICE, Gate, Tables, edda, run, storage, until
 from tests.integration.probing import Points
+from tests.integration.talks import RARELY
 
 A_MOMENT = RetryPolicy(max_attempts=None, initial_interval=0.9, backoff_coefficient=1.0, max_duration=None)
 """Slept through with the lease held."""
@@ -208,5 +215,71 @@ def test_a_worker_that_takes_no_more_hears_of_messages_for_what_it_has(database_
             assert await engine_of(app).problems() == ["It takes no more work: it was told to stop."]
             await app.send_event("go.on", "/tests", {"of": "old"}, instance_id=instance_id)
             assert await app.result(instance_id, timeout=20) == [worker_of(app), "old"]
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_takes_no_more_tells_the_others_once(postgres_url: str) -> None:
+    """It hears its own notification, and must not take that for news."""
+
+    @workflow
+    async def tells(ctx: WorkflowContext) -> str:
+        return ctx.worker_id
+
+    async def main() -> None:
+        async with edda(postgres_url) as first, edda(postgres_url) as second:
+            await until(lambda: engine_of(first)._liveness.may_have_siblings)
+            await takes_no_more(first)
+            with psycopg.connect(postgres_url, autocommit=True) as listening:
+                listening.execute("LISTEN edda_wake")
+                assert await first.result(await first.start(tells), timeout=30) == worker_of(second)
+                heard = await asyncio.to_thread(lambda: list(listening.notifies(timeout=0.7)))
+            assert 1 <= len(heard) <= 5
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_retiring", [False, True])
+def test_what_a_worker_has_no_room_for_is_told_to_the_others(postgres_url: str, is_retiring: bool) -> None:
+    gate = Gate()
+
+    @activity
+    def hold(ctx: WorkflowContext) -> str:
+        gate.hold()
+        return ctx.worker_id
+
+    @workflow
+    async def holds(ctx: WorkflowContext) -> str:
+        return await hold(ctx)
+
+    def start_all(conn: Connection) -> None:
+        for number in range(4):
+            insert_instance(conn, NewInstance(f"i{number}", "holds", SERVICE, "{}", "hash", lock_timeout_seconds=60))
+
+    def held() -> dict[str, int]:
+        rows = Tables(postgres_url).rows("SELECT locked_by FROM edda_instances WHERE locked_by IS NOT NULL")
+        return Counter(row["locked_by"] for row in rows)
+
+    async def main() -> None:
+        rarely: dict[str, Any] = {"poll_interval_seconds": RARELY}
+        async with edda(postgres_url, max_running=2, **rarely) as first, edda(postgres_url, **rarely) as second:
+            await until(lambda: engine_of(first)._liveness.may_have_siblings)
+            await until(lambda: all(engine_of(app)._claimer._is_calm for app in (first, second)))
+            if is_retiring:
+                await first.start(holds)
+                await gate.is_reached()
+            with storage(postgres_url) as elsewhere:
+                await asyncio.to_thread(run, elsewhere, start_all)  # of which nobody is told
+            if is_retiring:
+                engine_of(first).stop_claiming()
+            else:
+                engine_of(first).wake()
+            taken = (
+                {worker_of(first): 1, worker_of(second): 4}
+                if is_retiring
+                else dict.fromkeys(map(worker_of, (first, second)), 2)
+            )
+            await until(lambda: held() == taken)
+            gate.open()
 
     asyncio.run(main())

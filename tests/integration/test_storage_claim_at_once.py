@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, make_url, text, update
+from sqlalchemy import Connection, event, make_url, text, update
 
 from edda_engine.core.events import StepKey
 from edda_engine.core.ports import ChannelMode, NewInstance, OutgoingMessage, WaitKind, WaitRequest
@@ -392,7 +392,6 @@ def test_a_message_to_a_channel_by_address_is_found_by_who_waits_there(database:
 
 def test_it_is_given_to_the_driver_unless_somebody_listens(database: Database) -> None:
     """Both ways are one: the other tests of the claim go the driver's."""
-    from sqlalchemy import event
 
     waits_for_paid(database, "a", "b")
     sent(database, "a")
