@@ -53,6 +53,7 @@ def note(ctx: WorkflowContext, key: int) -> int:
     ran.set()
     return key
 
+
 _IMPORT_OTHERS = "import flask, flask_sqlalchemy, psycopg, sqlalchemy.dialects.postgresql.psycopg"
 """What any process of such an application has to do first."""
 
