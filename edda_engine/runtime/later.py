@@ -51,6 +51,8 @@ class Later:
 
         :raises LeaseLostError: another worker owns the instance.
         """
+        if not self.has_some:
+            return False
         async with self._saving:
             unsaved, self._unsaved = self._unsaved, []
             holder = find_holder()
