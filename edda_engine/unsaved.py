@@ -49,7 +49,10 @@ class Unsaved:
         self._changes.append(_Change(callback, instance_id, session.get_nested_transaction()))
 
     def ended(self, transaction: SessionTransaction) -> None:
-        """A transaction of the session is over, however."""
+        """A transaction of the session, or a savepoint, is over, however."""
+        if transaction.nested:
+            # One that was released has nothing any more; of one that was given up by a failed flush nothing else is told.
+            self._drop_within(transaction)
         if transaction.parent is None:
             # Neither committed nor rolled back, but closed: that it was started is remembered for the warning only.
             self._closed = self.instance_ids
@@ -77,11 +80,14 @@ class Unsaved:
     def rolled_back(self, previous: SessionTransaction) -> None:
         """A transaction of the session, or a savepoint, was rolled back."""
         if previous.nested:
-            self._changes = [change for change in self._changes if not _is_within(change.savepoint, previous)]
+            self._drop_within(previous)
         elif previous.parent is None:
             # Rolled back on purpose: not lost, although the end of the transaction was told first.
             self._lost = [instance_id for instance_id in self._lost if instance_id not in self._closed]
             self._changes = []
+
+    def _drop_within(self, savepoint: SessionTransaction) -> None:
+        self._changes = [change for change in self._changes if not _is_within(change.savepoint, savepoint)]
 
 
 def after_commit(session: Session, callback: Callable[[], None], *, instance_id: str | None = None) -> Unsaved:

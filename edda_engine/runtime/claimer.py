@@ -97,7 +97,7 @@ class Claimer:
         self._is_listening, self._notify = is_listening, notify
         self._woken = asyncio.Event()
         self._is_woken_from_here = False
-        self._alarm, self._when_full = Alarm(self.wake), Alarm(self.hear)
+        self._alarm, self._again = Alarm(self.wake), Alarm(self.hear)
         self._executor: Executor | None = None
         self._is_calm = False
         self._has_outage = False
@@ -172,13 +172,13 @@ class Claimer:
                     is_told = is_told or self._woken.is_set()
         finally:
             self._alarm.cancel()
-            self._when_full.cancel()
+            self._again.cancel()
 
     def _may_search(self) -> bool:
         """A full worker has only messages to look for, and not because of each start that it has no room for."""
         now = asyncio.get_running_loop().time()
         if self._is_full and now < self._full_until:
-            self._when_full.ring_in(self._full_until - now)
+            self._again.ring_in(self._full_until - now, "full")
             return False
         self._full_until = now + _FULL_PAUSE_SECONDS
         return True
@@ -289,7 +289,7 @@ class Claimer:
             self._notify(service)
         shortest, longest = _DELIVER_AGAIN_SECONDS
         if delivered.is_unfinished:
-            self.wake_in(self._deliver_again_seconds)
+            self._again.ring_in(self._deliver_again_seconds, "deliver")
             self._deliver_again_seconds = min(2 * self._deliver_again_seconds, longest)
         else:
             self._deliver_again_seconds = shortest

@@ -178,7 +178,7 @@ class Engine:
 
     def wake(self) -> bool:
         """Look for work now; safe from any thread. False if this worker takes none, not yet or not any more."""
-        return self.is_claiming and self._soon(self._claimer.wake)
+        return self._soon(self._claimer.wake) and self.is_claiming
 
     @property
     def is_claiming(self) -> bool:
@@ -253,7 +253,7 @@ class Engine:
 
         What it had from queues is for others now.
         """
-        self._soon(lambda: self.executor.ask_to_stop(instance_id))
+        self._soon(lambda: self.executor.look_if_cancelled(instance_id))
         self._soon(self._claimer.wake)
 
     async def problems(self) -> list[str]:

@@ -138,6 +138,11 @@ class Executor:
             run.ask_to_stop()
         self._parking.throw_away(instance_id)  # nobody held it: its cancellation is written already
 
+    def look_if_cancelled(self, instance_id: str) -> None:
+        """Somebody says that it was cancelled, in a transaction or a savepoint that may have been rolled back."""
+        if self.has_body(instance_id):
+            self._spawn(self._stop_if_cancelled(instance_id))
+
     @property
     def has_listeners(self) -> bool:
         """Whether a held run waits for messages while it does something else as well."""
@@ -229,6 +234,16 @@ class Executor:
         old = self.held.pop(lease.instance_id, None)
         if old is not None:
             old.seal(LeaseLostError)
+
+    async def _stop_if_cancelled(self, instance_id: str) -> None:
+        try:
+            is_cancelled = await self._service.read(lambda conn: instances.is_cancelled(conn, instance_id))
+        except DBAPIError as error:
+            if not is_outage(error):
+                raise
+            return  # whoever renews its lease is told
+        if is_cancelled:
+            self.ask_to_stop(instance_id)
 
     async def _hand_back(self, lease: Lease, delay: float) -> None:
         ids = [lease.instance_id]

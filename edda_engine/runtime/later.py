@@ -47,7 +47,8 @@ class Later:
     async def save(self, find_holder: Callable[[], Holder]) -> bool:
         """Write everything; True if something of it goes back to where others look for it.
 
-        Whoever is cancelled meanwhile waits until it is written, and all who come after wait with him.
+        Whoever is cancelled meanwhile waits until it is written, and all who come after wait with him. If the lease has
+        ended meanwhile, and the run goes on under another one, it is written under that.
 
         :raises LeaseLostError: another worker owns the instance.
         """
@@ -55,14 +56,17 @@ class Later:
             return False
         async with self._saving:
             unsaved, self._unsaved = self._unsaved, []
-            holder = find_holder()
-            units = [make_unit(holder) for make_unit in unsaved]
-            for outcome in await to_the_end(self._commit_all(units)):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                if isinstance(outcome, LeaseLost):
+            while True:
+                holder = find_holder()
+                units = [make_unit(holder) for make_unit in unsaved]
+                outcomes = await to_the_end(self._commit_all(units))
+                for outcome in outcomes:
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+                if not any(isinstance(outcome, LeaseLost) for outcome in outcomes):
+                    return any(isinstance(unit, PutBack) for unit in units)
+                if find_holder() == holder:
                     raise LeaseLostError("Another worker owns this instance now.")
-            return any(isinstance(unit, PutBack) for unit in units)
 
     async def _commit_all(self, units: list[HeldUnit]) -> list[Outcome | BaseException]:
         """What became of each; nobody goes on before all are answered, whatever is refused."""

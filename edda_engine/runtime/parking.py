@@ -77,6 +77,7 @@ class Parking:
 
     def throw_away(self, instance_id: str) -> None:
         """Drop the body, if there is one: nobody holds the instance, or somebody else does."""
+        self._wanted_back.discard(instance_id)
         run = self._runs.pop(instance_id, None)
         if run is not None:
             run.seal(Suspended)

@@ -74,13 +74,11 @@ class Run:
         self.body: asyncio.Task[Any] | None = None
         self._seq = itertools.count(past.last_seq + 1)
         self._workplace, self.owner, self._is_heard = workplace, owner, type(workplace.hooks) is not HooksBase
-        self._busy = 0
-        self._turn = 0
+        self._busy = self._turn = self._refusals = 0
         self.pauses = Pauses()
         self._calls = Body(self, now=workplace.now)
         self._later = Later(owner.commit)
         self._resumed = asyncio.Event()
-        self._refusals = 0
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the body has ended, or is not waited for any more."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -127,6 +125,8 @@ class Run:
         for task in (self.body, *self._tasks):
             if task is not None and not task.done():
                 task.cancel()
+        self.is_parked = False  # nobody waits for its lease any more
+        self._resumed.set()
 
     def ask_to_stop(self) -> None:
         """The instance is cancelled: the body meets :class:`Cancelled` at its next step, or where it waits."""

@@ -63,6 +63,12 @@ def renew(conn: Connection, *, worker_id: str, instance_ids: Sequence[str]) -> d
     return found
 
 
+def is_cancelled(conn: Connection, instance_id: str) -> bool:
+    """Whether the instance is cancelled, or was asked to stop."""
+    query = select(_C.instance_id).where(_C.instance_id == instance_id, _C.cancel_requested_at.is_not(None))
+    return conn.execute(query).first() is not None
+
+
 _NOT_FINISHED = _C.status.not_in(list(FINISHED))
 
 

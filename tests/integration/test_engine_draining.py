@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine, text
 
 from edda_engine import EddaApp, RetryPolicy, WorkflowContext, activity, sleep, wait_event, workflow
 from edda_engine.core.ports import NewInstance
@@ -283,3 +283,59 @@ def test_what_a_worker_has_no_room_for_is_told_to_the_others(postgres_url: str, 
             gate.open()
 
     asyncio.run(main())
+
+
+def test_a_worker_that_takes_no_more_is_quiet_while_a_message_cannot_be_delivered(postgres_url: str) -> None:
+    """Its receiver's row is locked: that may last, and each notification lets all workers search."""
+
+    @workflow
+    async def listens(ctx: WorkflowContext) -> Any:
+        return (await wait_event(ctx, "go.on")).data
+
+    tables = Tables(postgres_url)
+    locking = create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
+
+    async def main() -> None:
+        async with edda(postgres_url) as first, edda(postgres_url):
+            await until(lambda: engine_of(first)._liveness.may_have_siblings)
+            instance_id = await first.start(listens)
+            await until(lambda: tables.status(instance_id) == "waiting_for_event")
+            await takes_no_more(first)
+            with locking.connect() as conn, psycopg.connect(postgres_url, autocommit=True) as listening:
+                conn.execute(text("SELECT 1 FROM edda_instances FOR UPDATE"))
+                listening.execute("LISTEN edda_wake")
+                await first.send_event("go.on", "/tests", 7, instance_id=instance_id)
+                heard = await asyncio.to_thread(lambda: list(listening.notifies(timeout=1.0)))
+                conn.rollback()
+            assert 1 <= len(heard) <= 8
+            assert await first.result(instance_id, timeout=20) == 7
+
+    try:
+        asyncio.run(main())
+    finally:
+        locking.dispose()
+
+
+def test_a_body_that_has_returned_without_its_lease_does_not_keep_the_worker_from_stopping(database_url: str) -> None:
+    @workflow
+    async def gives_up(ctx: WorkflowContext) -> str:
+        try:
+            async with asyncio.timeout(0.3):
+                await wait_event(ctx, "never.sent")
+        except TimeoutError:
+            return "late"
+        return "in time"
+
+    tables = Tables(database_url)
+
+    async def main() -> bool:
+        async with edda(database_url) as app:
+            executor = engine_of(app).executor
+            instance_id = await app.start(gives_up)
+            await until(lambda: tables.status(instance_id) == "waiting_for_event")
+            await takes_no_more(app)
+            # It has asked for its lease, and nobody claims the instance.
+            await until(lambda: tables.instance(instance_id)["wake_at"] is not None)
+        return bool(executor._driving)
+
+    assert asyncio.run(main()) is False

@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, text
 from edda_engine import WorkflowContext, activity, sleep, wait_event, workflow
 from tests.integration.engines import Tables, edda, until
 from tests.integration.probing import Points
+from tests.support import eventually
 
 
 def test_a_body_that_is_evicted_before_its_pause_is_written_pauses_all_the_same(postgres_url: str) -> None:
@@ -18,7 +19,7 @@ def test_a_body_that_is_evicted_before_its_pause_is_written_pauses_all_the_same(
 
     @activity
     def act(ctx: WorkflowContext) -> None:
-        pass
+        eventually(lambda: tables.value("SELECT count(*) FROM edda_waits") == 2)  # both calls before have asked
 
     @workflow
     async def gives_up_and_sleeps(ctx: WorkflowContext) -> None:

@@ -880,6 +880,45 @@ def test_a_cancel_in_a_rolled_back_savepoint_stops_nothing(shop: Shop) -> None:
     assert shop.edda.result(instance_id, timeout=20) == "both steps ran"
 
 
+def test_a_cancel_that_an_activity_takes_back_stops_nothing(shop: Shop) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    @activity
+    def first(ctx: WorkflowContext) -> None:
+        reached.set()
+        go_on.wait(20)
+
+    @activity
+    def second(ctx: WorkflowContext) -> str:
+        return "both steps ran"
+
+    @workflow
+    async def two_steps(ctx: WorkflowContext) -> str:
+        await first(ctx)
+        return await second(ctx)
+
+    @activity
+    def changes_its_mind(ctx: WorkflowContext, instance_id: str) -> bool:
+        savepoint = shop.session().begin_nested()
+        shop.session().execute(text("SELECT 1"))
+        is_cancelled = shop.edda.cancel(instance_id)
+        savepoint.rollback()
+        return is_cancelled
+
+    @workflow
+    async def hesitates(ctx: WorkflowContext, instance_id: str) -> bool:
+        return await changes_its_mind(ctx, instance_id)
+
+    shop.edda.start_worker()
+    with shop.app.app_context():
+        instance_id = two_steps.options(session=None).start()
+        reached.wait(20)
+        hesitating = hesitates.options(session=None).start(instance_id)
+    assert shop.edda.result(hesitating, timeout=20) is True
+    go_on.set()
+    assert shop.edda.result(instance_id, timeout=20) == "both steps ran"
+
+
 @pytest.mark.parametrize("call", ["cancel", "retry"])
 def test_a_request_waits_for_the_one_that_writes_instead_of_being_refused(sqlite_url: str, call: str) -> None:
     """SQLite would not even let it wait, had it read what another one was about to change."""

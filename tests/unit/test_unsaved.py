@@ -6,17 +6,28 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.orm import Session
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from edda_engine.unsaved import after_commit
 
 MakeSession = Callable[..., Session]
 
 
+class Base(DeclarativeBase):
+    pass
+
+
+class Row(Base):
+    __tablename__ = "rows"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 @pytest.fixture
 def new() -> Iterator[MakeSession]:
     """Makes sessions in which something was done."""
     engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
     made: list[Session] = []
 
     def make(**options: object) -> Session:
@@ -62,6 +73,37 @@ def test_an_open_savepoint_goes_with_the_one_around_it_that_is_rolled_back(new: 
     after_commit(session, lambda: called.append("later"))
     session.commit()
     assert called == ["later"]
+
+
+def test_a_savepoint_that_a_failed_flush_gave_up_leaves_nothing(new: MakeSession) -> None:
+    session, called = new(), list[str]()
+    session.add(Row(id=1))
+    session.flush()
+
+    def change_and_fail() -> None:
+        with session.begin_nested():
+            after_commit(session, lambda: called.append("never"))
+            session.execute(text("INSERT INTO rows VALUES (2)"))
+            session.add(Row(id=2))
+            session.flush()
+
+    with pytest.raises(IntegrityError):
+        change_and_fail()
+    session.commit()
+    assert called == []
+
+
+@pytest.mark.parametrize("is_released", [True, False])
+def test_a_savepoint_that_is_closed_leaves_nothing(new: MakeSession, is_released: bool) -> None:
+    session, called = new(), list[str]()
+    outer = session.begin_nested()
+    inner = session.begin_nested()
+    after_commit(session, lambda: called.append("never"))
+    if is_released:
+        inner.commit()
+    outer.close()
+    session.commit()
+    assert called == []
 
 
 def test_a_released_savepoint_belongs_to_the_one_around_it(new: MakeSession) -> None:
