@@ -9,11 +9,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, text
 
 from edda_engine import EddaApp, RetryPolicy, WorkflowContext, activity, sleep, wait_event, workflow
 from edda_engine.core.ports import NewInstance
 from edda_engine.runtime.engine import Engine
+from edda_engine.storage.database import Database
 from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import MUCH_LATER, SERVICE, Gate, Tables, edda, run, storage, until
 from tests.integration.probing import Points
@@ -32,6 +33,17 @@ def engine_of(app: EddaApp) -> Engine:
     return app._engine
 
 
+def declare_hold(gate: Gate) -> Any:
+    """An activity that waits at the gate, and tells by whom it was done."""
+
+    @activity
+    def hold(ctx: WorkflowContext) -> str:
+        gate.hold()
+        return ctx.worker_id
+
+    return hold
+
+
 async def takes_no_more(app: EddaApp) -> None:
     engine_of(app).stop_claiming()
     await until(lambda: not engine_of(app).is_claiming)
@@ -41,10 +53,7 @@ def test_while_an_activity_ends_everything_else_goes_on_elsewhere(database_url: 
     gate, at_first = Gate(), Gate()
     leaving: list[str] = []
 
-    @activity
-    def hold(ctx: WorkflowContext) -> str:
-        gate.hold()
-        return ctx.worker_id
+    hold = declare_hold(gate)
 
     @activity
     def tell(ctx: WorkflowContext) -> str:
@@ -128,11 +137,7 @@ def test_waits_and_retries_need_no_drain(database_url: str) -> None:
 
 def test_a_worker_that_takes_no_more_goes_on_with_what_it_has(database_url: str) -> None:
     gate = Gate()
-
-    @activity
-    def hold(ctx: WorkflowContext) -> str:
-        gate.hold()
-        return ctx.worker_id
+    hold = declare_hold(gate)
 
     @activity
     def tell(ctx: WorkflowContext) -> str:
@@ -194,11 +199,7 @@ def test_what_a_worker_claims_while_it_is_told_to_take_no_more_it_does(database_
 
 def test_a_worker_that_takes_no_more_hears_of_messages_for_what_it_has(database_url: str) -> None:
     gate = Gate()
-
-    @activity
-    def hold(ctx: WorkflowContext) -> str:
-        gate.hold()
-        return ctx.worker_id
+    hold = declare_hold(gate)
 
     @workflow
     async def listens_while_it_works(ctx: WorkflowContext) -> list[str]:
@@ -242,11 +243,7 @@ def test_a_worker_that_takes_no_more_tells_the_others_once(postgres_url: str) ->
 @pytest.mark.parametrize("is_retiring", [False, True])
 def test_what_a_worker_has_no_room_for_is_told_to_the_others(postgres_url: str, is_retiring: bool) -> None:
     gate = Gate()
-
-    @activity
-    def hold(ctx: WorkflowContext) -> str:
-        gate.hold()
-        return ctx.worker_id
+    hold = declare_hold(gate)
 
     @workflow
     async def holds(ctx: WorkflowContext) -> str:
@@ -293,15 +290,14 @@ def test_a_worker_that_takes_no_more_is_quiet_while_a_message_cannot_be_delivere
         return (await wait_event(ctx, "go.on")).data
 
     tables = Tables(postgres_url)
-    locking = create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
 
-    async def main() -> None:
+    async def main(database: Database) -> None:
         async with edda(postgres_url) as first, edda(postgres_url):
             await until(lambda: engine_of(first)._liveness.may_have_siblings)
             instance_id = await first.start(listens)
             await until(lambda: tables.status(instance_id) == "waiting_for_event")
             await takes_no_more(first)
-            with locking.connect() as conn, psycopg.connect(postgres_url, autocommit=True) as listening:
+            with database.engine.connect() as conn, psycopg.connect(postgres_url, autocommit=True) as listening:
                 conn.execute(text("SELECT 1 FROM edda_instances FOR UPDATE"))
                 listening.execute("LISTEN edda_wake")
                 await first.send_event("go.on", "/tests", 7, instance_id=instance_id)
@@ -310,10 +306,8 @@ def test_a_worker_that_takes_no_more_is_quiet_while_a_message_cannot_be_delivere
             assert 1 <= len(heard) <= 8
             assert await first.result(instance_id, timeout=20) == 7
 
-    try:
-        asyncio.run(main())
-    finally:
-        locking.dispose()
+    with storage(postgres_url) as database:
+        asyncio.run(main(database))
 
 
 def test_a_body_that_has_returned_without_its_lease_does_not_keep_the_worker_from_stopping(database_url: str) -> None:

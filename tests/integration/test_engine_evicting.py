@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, text
 
 from edda_engine import WorkflowContext, activity, sleep, wait_event, workflow
-from tests.integration.engines import Tables, edda, until
+from tests.integration.engines import Tables, edda, storage, until
 from tests.integration.probing import Points
 from tests.support import eventually
 
 
 def test_a_body_that_is_evicted_before_its_pause_is_written_pauses_all_the_same(postgres_url: str) -> None:
     points, tables = Points(), Tables(postgres_url)
-    engine = create_engine(postgres_url.replace("postgresql:", "postgresql+psycopg:"))
-    elsewhere = engine.connect()
 
     @activity
     def act(ctx: WorkflowContext) -> None:
@@ -33,18 +32,18 @@ def test_a_body_that_is_evicted_before_its_pause_is_written_pauses_all_the_same(
     async def sleeps(ctx: WorkflowContext) -> None:
         await sleep(ctx, 3600)
 
-    def nothing_is_written_for_it() -> None:
+    def nothing_is_written_for_it(elsewhere: Connection) -> None:
         elsewhere.execute(text("SELECT 1 FROM edda_instances WHERE workflow_name = 'gives_up_and_sleeps' FOR UPDATE"))
 
     def sleepers() -> list[str]:
         found = tables.rows("SELECT instance_id FROM edda_instances WHERE status = 'waiting_for_timer'")
         return [row["instance_id"] for row in found]
 
-    async def main() -> None:
+    async def main(elsewhere: Connection) -> None:
         async with edda(postgres_url, probe=points, max_parked=0) as app:
             assert app._engine is not None
             executor = app._engine.executor
-            points.at["step.after_commit"] = nothing_is_written_for_it
+            points.at["step.after_commit"] = partial(nothing_is_written_for_it, elsewhere)
             first = await app.start(gives_up_and_sleeps)
             await until(lambda: executor.has_body(first) and first not in executor.held)
             second = await app.start(sleeps)
@@ -59,8 +58,5 @@ def test_a_body_that_is_evicted_before_its_pause_is_written_pauses_all_the_same(
             )
             assert row == {"lock_epoch": 1, "sleeps": True}
 
-    try:
-        asyncio.run(main())
-    finally:
-        elsewhere.close()
-        engine.dispose()
+    with storage(postgres_url) as database, database.engine.connect() as elsewhere:
+        asyncio.run(main(elsewhere))

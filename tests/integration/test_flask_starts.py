@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url, text
@@ -850,8 +851,8 @@ def test_cancel_in_the_first_request_of_a_new_database_is_an_unknown_instance(sh
     assert shop.app.test_client().delete("/orders").text == "refused"
 
 
-def test_a_cancel_in_a_rolled_back_savepoint_stops_nothing(shop: Shop) -> None:
-    reached, go_on = threading.Event(), threading.Event()
+def declare_two_steps(reached: threading.Event, go_on: threading.Event) -> Any:
+    """A workflow that waits in its first step until it may go on to its second one."""
 
     @activity
     def first(ctx: WorkflowContext) -> None:
@@ -866,6 +867,13 @@ def test_a_cancel_in_a_rolled_back_savepoint_stops_nothing(shop: Shop) -> None:
     async def two_steps(ctx: WorkflowContext) -> str:
         await first(ctx)
         return await second(ctx)
+
+    return two_steps
+
+
+def test_a_cancel_in_a_rolled_back_savepoint_stops_nothing(shop: Shop) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    two_steps = declare_two_steps(reached, go_on)
 
     shop.edda.start_worker()
     with shop.app.app_context():
@@ -882,20 +890,7 @@ def test_a_cancel_in_a_rolled_back_savepoint_stops_nothing(shop: Shop) -> None:
 
 def test_a_cancel_that_an_activity_takes_back_stops_nothing(shop: Shop) -> None:
     reached, go_on = threading.Event(), threading.Event()
-
-    @activity
-    def first(ctx: WorkflowContext) -> None:
-        reached.set()
-        go_on.wait(20)
-
-    @activity
-    def second(ctx: WorkflowContext) -> str:
-        return "both steps ran"
-
-    @workflow
-    async def two_steps(ctx: WorkflowContext) -> str:
-        await first(ctx)
-        return await second(ctx)
+    two_steps = declare_two_steps(reached, go_on)
 
     @activity
     def changes_its_mind(ctx: WorkflowContext, instance_id: str) -> bool:
