@@ -6,7 +6,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
 from flask import Flask
@@ -20,7 +20,18 @@ from edda_wsgi.session import SessionSource
 
 T = TypeVar("T")
 
+_app_context: ContextVar[AppContext] | None = None
+"""Flask's own, once it is found."""
+
 _written_at_the_end: ContextVar[list[Callable[[Connection], Any]]] = ContextVar("edda_written_at_the_end")
+
+
+def _variable_of(pushed: AppContext) -> ContextVar[AppContext]:
+    """Where Flask keeps the app context, which it tells nobody."""
+    global _app_context
+    if _app_context is None:
+        _app_context = next(variable for variable, value in copy_context().items() if value is pushed)
+    return _app_context
 
 
 def write_in_step(attempt: Attempt, write: Callable[[Connection], T]) -> T | None:
@@ -59,10 +70,15 @@ class FlaskEnvironment:
         """A fresh app context, for ``current_app`` and ``g``.
 
         Its teardown functions are not called: they are made for threads and would block the loop, and a body has
-        nothing to tear down, being refused every session. The context ends with the body's task.
+        nothing to tear down, being refused every session. What comes after the body, in a finalizer perhaps, meets an
+        empty one: that which was pushed is not kept, and needs no garbage collector to go.
         """
-        self._app.app_context().push()
-        yield
+        context = self._app.app_context()
+        context.push()
+        try:
+            yield
+        finally:
+            _variable_of(context).set(self._app.app_context())
 
     @contextmanager
     def around_callback(self) -> Iterator[None]:

@@ -77,6 +77,10 @@ async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
         raise
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"A workflow's code raised {type(error).__name__}({error})") from error
+    finally:
+        line = _line.get()
+        if line is not None and line.owner is asyncio.current_task():
+            line.owner = None  # or both would be kept until the garbage collector comes
 
 
 def _is_heard(task: asyncio.Task[Any]) -> None:

@@ -366,4 +366,5 @@ class Executor:
         self._parking.forget(run)
         for task in list(run._tasks):
             task.cancel()
+        run.body = None  # which knows the run: both go at once, and not when the garbage collector comes
         self._has_room()

@@ -76,7 +76,6 @@ class Run:
         self._workplace, self.owner, self._is_heard = workplace, owner, type(workplace.hooks) is not HooksBase
         self._busy = self._turn = self._refusals = 0
         self.pauses = Pauses()
-        self._calls = Body(self, now=workplace.now)
         self._later = Later(owner.commit)
         self._resumed = asyncio.Event()
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -287,13 +286,14 @@ class Run:
     # Inside.
 
     async def _run_body(self) -> Any:
-        current_place.set(self._calls)
+        calls = Body(self, now=self._workplace.now)  # not kept: what has ended goes without the garbage collector
+        current_place.set(calls)
         begin_line(self._tasks, self._unawaited)
         with self._workplace.environment.around_body():
             owner = f"input of workflow {self.workflow_name!r}"
             args, kwargs = self.workflow.parameters.decode(parse(self.lease.input_json), owner=owner)
             self._workplace.probe("body.started")
-            value = await guarded(self._calls.invoke(self.workflow, args, kwargs))
+            value = await guarded(calls.invoke(self.workflow, args, kwargs))
             self._unawaited.tell(self)
             return value
 

@@ -9,13 +9,16 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, text
 
 from edda_engine.core.events import EventType, StepKey
 from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutboxEvent, OutgoingMessage, WaitKind, WaitRequest
 from edda_engine.core.status import Status
+from edda_engine.storage import at_once as at_once_of
 from edda_engine.storage import claiming, instances
+from edda_engine.storage.alone import Alone
 from edda_engine.storage.at_once import is_plain, write_at_once
 from edda_engine.storage.commit import commit_units
 from edda_engine.storage.database import Database
@@ -380,6 +383,26 @@ def test_a_lease_that_is_taken_after_the_statement_began_is_lost(database: Datab
         assert writing.result() == [None]
 
     assert tables.rows("SELECT 1 FROM edda_history") == []
+
+
+@pytest.mark.parametrize("statement", [at_once_of._ALL, at_once_of._OFTEN, *at_once_of._PURE.values()])
+def test_a_plan_that_was_made_for_empty_tables_looks_up_what_it_is_given(database: Database, statement: Alone) -> None:
+    """The server keeps it until somebody counts the rows: for a minute, in which the tables may have grown large."""
+    text_of = statement._for(database.service.dialect)
+    values = text_of._always | dict.fromkeys(text_of._given)
+    assert text_of._text.numbered is not None
+    with database.service.connect() as conn:
+        raw: Any = conn.connection.dbapi_connection
+        cursor = psycopg.ClientCursor(raw)
+        cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        cursor.execute(f"PREPARE writing AS {text_of._text.numbered}")
+        explain = f"EXPLAIN EXECUTE writing({', '.join(['%s'] * len(text_of._text.names))})"
+        plan = "\n".join(row[0] for row in cursor.execute(explain, [values[name] for name in text_of._text.names]))
+        cursor.execute("DEALLOCATE writing")
+        raw.rollback()
+    assert "Index Scan using pk_edda_instances" in plan or statement is at_once_of._PURE["start"]
+    assert "Seq Scan on edda_instances" not in plan
+    assert "Seq Scan on edda_history" not in plan
 
 
 def stop_before_the_first_row(database: Database) -> None:
