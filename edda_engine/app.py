@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -28,12 +29,13 @@ from edda_engine.results import ResultWait
 from edda_engine.runtime.attempts import Attempt
 from edda_engine.runtime.conditions import Conditions
 from edda_engine.runtime.engine import Engine
+from edda_engine.runtime.handing import resolve, tell
 from edda_engine.runtime.notifier import Notifier
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.settings import engine_settings, outbox_to
 from edda_engine.storage.database import Database
 from edda_engine.storage.outbox import insert_events
-from edda_engine.storage.starts import insert_instance
+from edda_engine.storage.starts import Started, insert_instance
 from edda_engine.workflow import UNSET, DeclaredWorkflow, StartOptions, check_is_workflow, refuse_in_body, running_apps
 
 _log = logging.getLogger(__name__)
@@ -171,13 +173,15 @@ class EddaApp:
         return new.instance_id
 
     async def _start_alone(self, new: NewInstance, *, has_made_id: bool) -> None:
-        written = self._engine.write_start(new) if self._engine is not None and has_made_id else None
-        if written is None:
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[Started] = loop.create_future()
+        told = partial(tell, loop, partial(resolve, written))
+        if self._engine is None or not has_made_id or not self._engine.write_start(new, told):
             await self._in_thread(lambda: self._client.write_start(new))
             self._wake()
             return
         try:
-            await asyncio.wrap_future(written)
+            await written
         except DBAPIError as error:
             raise self._client.clear(error) from error
 

@@ -20,6 +20,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from edda_engine.bells import Bell, Reply
 from edda_engine.client import Client, cancel_with, retry_with
 from edda_engine.core.ports import NewInstance, current_place
 from edda_engine.errors import DatabaseUnavailableError
@@ -129,29 +130,27 @@ class Application:
 
     def _start_alone(self, new: NewInstance, *, has_made_id: bool) -> None:
         """Write a start in a transaction of its own, or with what the engine of this process writes anyway."""
-        written = self._written_by_engine(new) if has_made_id else None
-        if written is None:
+        written: Reply[Started] = Reply()
+        if not has_made_id or not self._engine_writes(new, written):
             self.client.write_start(new)
             self.wake()
             return
-        while True:
-            try:
-                written.result(_LOOK_SECONDS)
-                return
-            except concurrent.futures.TimeoutError:
-                if not self.is_running:
-                    raise DatabaseUnavailableError(
-                        f"The engine of this process ended before it could say whether instance {new.instance_id!r} was"
-                        " started. Look for it with find_instances(), or start it again with an instance_id of your own."
-                    ) from None
-            except DBAPIError as error:
-                raise self.client.clear(error) from error
+        while not written.wait(_LOOK_SECONDS):
+            if not self.is_running:
+                raise DatabaseUnavailableError(
+                    f"The engine of this process ended before it could say whether instance {new.instance_id!r} was"
+                    " started. Look for it with find_instances(), or start it again with an instance_id of your own."
+                )
+        try:
+            written.value()
+        except DBAPIError as error:
+            raise self.client.clear(error) from error
 
-    def _written_by_engine(self, new: NewInstance) -> Future[Started] | None:
+    def _engine_writes(self, new: NewInstance, written: Reply[Started]) -> bool:
         engine, loop_thread = self._engine, self._loop_thread
         if engine is None or loop_thread is None or not self.is_running or loop_thread.is_current:
-            return None
-        return engine.write_start(new)
+            return False
+        return engine.write_start(new, written.say)
 
     def write(
         self,
@@ -257,13 +256,12 @@ class Application:
     def result(self, instance_id: str, timeout: float | None) -> Any:
         """Wait for an instance to end; see :meth:`edda_wsgi.EddaFlask.result`."""
         starts.refuse_to_wait(instance_id, timeout)
-        ended = threading.Event()
+        ended = Bell()
         is_here = self._is_running_here
-        wait = ResultWait(self.client, instance_id, timeout=timeout, is_running_here=is_here, wake=ended.set)
+        wait = ResultWait(self.client, instance_id, timeout=timeout, is_running_here=is_here, wake=ended.ring)
         with self.completions.watching(instance_id, wait.has_ended):
             while (found := wait.look()) is None:
                 ended.wait(wait.seconds())
-                ended.clear()
         return found.value
 
     def _is_running_here(self, instance_id: str) -> bool:

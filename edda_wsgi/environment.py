@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any, TypeVar
 
@@ -59,26 +59,49 @@ class _AsyncSessions(PlainSessions):
             write(self._attempt.connection())
 
 
+class _AroundBody:
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+
+    def __enter__(self) -> None:
+        self._context = self._app.app_context()
+        self._context.push()
+
+    def __exit__(self, *_: object) -> None:
+        _variable_of(self._context).set(self._app.app_context())
+
+
+class _AroundActivity:
+    def __init__(self, app: Flask, source: SessionSource | None, transaction: AttemptTransaction) -> None:
+        self._app, self._source, self._transaction = app, source, transaction
+
+    def __enter__(self) -> Any:
+        self._context = self._app.app_context()
+        self._context.push()
+        try:
+            return PlainSessions(self._transaction, is_async=False) if self._source is None else self._source.sessions()
+        except BaseException as error:
+            self._context.pop(error)
+            raise
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._context.pop(error)
+
+
 class FlaskEnvironment:
     """See ``edda_engine.runtime.environment.Environment``."""
 
     def __init__(self, app: Flask, source: SessionSource | None) -> None:
         self._app, self._source = app, source
 
-    @contextmanager
-    def around_body(self) -> Iterator[None]:
+    def around_body(self) -> AbstractContextManager[None]:
         """A fresh app context, for ``current_app`` and ``g``.
 
         Its teardown functions are not called: they are made for threads and would block the loop, and a body has
         nothing to tear down, being refused every session. What comes after the body, in a finalizer perhaps, meets an
         empty one: that which was pushed is not kept, and needs no garbage collector to go.
         """
-        context = self._app.app_context()
-        context.push()
-        try:
-            yield
-        finally:
-            _variable_of(context).set(self._app.app_context())
+        return _AroundBody(self._app)
 
     @contextmanager
     def around_callback(self) -> Iterator[None]:
@@ -86,14 +109,9 @@ class FlaskEnvironment:
         with self._app.app_context():
             yield
 
-    @contextmanager
-    def around_activity(self, transaction: AttemptTransaction) -> Iterator[Any]:
+    def around_activity(self, transaction: AttemptTransaction) -> AbstractContextManager[Any]:
         """A fresh app context with a ``db.session`` of its own, in the attempt's transaction."""
-        with self._app.app_context():
-            if self._source is None:
-                yield PlainSessions(transaction, is_async=False)
-            else:
-                yield self._source.sessions()
+        return _AroundActivity(self._app, self._source, transaction)
 
     @asynccontextmanager
     async def around_async_activity(self, transaction: AttemptTransaction) -> AsyncIterator[Any]:

@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 OUTAGE_PAUSES_SECONDS = (0.5, 1.0, 2.0, 5.0)
 """Between attempts that could not be committed: a database may answer and still write nothing, for want of room."""
 MAX_RECORDED_ERRORS = 50
+_NOT_TRIED = RetryState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class StepWork:
         arguments = activity.parameters.bind(self._args, self._kwargs)
         self._input_json = activity.parameters.encode(arguments, owner=owner)
         check_size(self._input_json, workplace.max_payload_bytes, owner=f"the arguments of {owner}")
-        self._state = run.retry_states.pop(key.activity_id, RetryState())
+        self._state = run.retry_states.pop(key.activity_id, _NOT_TRIED)
         self._time = asyncio.get_running_loop().time  # asked on the activity's thread as well
         self._began = self._time() - self._state.elapsed_seconds
 
@@ -147,7 +148,7 @@ class StepWork:
                 case attempts.Written():
                     return await self._conclude(attempt, ending.outcome, ending.value)
                 case attempts.Returned():
-                    step = self._completed(ending.result_json, attempt)
+                    step = self._completed(attempt, ending.result_json)
                     try:
                         saved = await self._commit(step)
                     except Exception as refused:
@@ -199,55 +200,49 @@ class StepWork:
             now=place.now,
         )
 
-        def make_step(result_json: str) -> Step:
-            return self._completed(result_json, attempt)
-
-        # A fresh context: nothing of the body, and nothing of a request, is inherited.
-        fresh = contextvars.Context()
         loop = asyncio.get_running_loop()
         ending: Answer[attempts.Ending] = Answer()
         if is_async:
-            task = loop.create_task(
-                attempt.run_async(place.environment, self._args, self._kwargs, make_step), context=fresh
-            )
+            running = attempt.run_async(place.environment, self._args, self._kwargs, self._completed)
+            task = loop.create_task(running, context=_nothing_inherited())
             task.add_done_callback(ending.say_as)
             return attempt, await within_time(self._activity, ending, transaction, cancel=task.cancel)
         begun: Answer[None] | None = None if self._activity.timeout_seconds is None else Answer()
-
-        def job() -> None:
-            if transaction.is_refused:
-                return  # given up while it waited for a thread: it is not even begun
-            if begun is not None:
-                tell(loop, begun.say, None)
-            try:
-                found = fresh.run(attempt.run, place.environment, self._args, self._kwargs, make_step)
-                if isinstance(found, attempts.Returned):
-                    self._hand_over(attempt, found, ending)
-                else:
-                    tell(loop, ending.say, found)
-            except BaseException as error:  # an error of ours, or of a probe: the body meets it
-                tell(loop, ending.say, error)
-
-        place.threads.put(job)
+        place.threads.put(partial(self._run_on_thread, attempt, ending, begun, loop))
         return attempt, await within_time(self._activity, ending, transaction, begun=begun)
 
-    def _hand_over(
-        self, attempt: attempts.Attempt, returned: attempts.Returned, ending: Answer[attempts.Ending]
+    def _run_on_thread(
+        self,
+        attempt: attempts.Attempt,
+        ending: Answer[attempts.Ending],
+        begun: Answer[None] | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """On the activity's thread: the step goes straight to the committer, without a turn of the loop between."""
-        if not attempt.transaction.hand_over():
-            return  # it was refused, and nobody waits for it
+        if attempt.transaction.is_refused:
+            return  # given up while it waited for a thread: it is not even begun
+        if begun is not None:
+            tell(loop, begun.say, None)
+        try:
+            run = _nothing_inherited().run
+            found = run(attempt.run, self._place.environment, self._args, self._kwargs, self._completed)
+            if not isinstance(found, attempts.Returned):
+                tell(loop, ending.say, found)
+            elif attempt.transaction.hand_over():  # otherwise it was refused, and nobody waits for it
+                # Straight to the committer, without a turn of the loop between.
+                step = self._completed(attempt, found.result_json)
+                self._place.probe("step.before_commit")
+                self._run.owner.put(step, partial(self._written, ending, found))
+        except BaseException as error:  # an error of ours, or of a probe: the body meets it
+            tell(loop, ending.say, error)
 
-        def written(outcome: Outcome | BaseException) -> None:
-            if isinstance(outcome, BaseException):
-                ending.say(attempts.Unsaved(outcome))
-                return
-            self._place.probe("step.after_commit")
-            ending.say(attempts.Written(outcome, returned.value))
-
-        step = self._completed(returned.result_json, attempt)
-        self._place.probe("step.before_commit")
-        self._run.owner.put(step, written)
+    def _written(
+        self, ending: Answer[attempts.Ending], returned: attempts.Returned, outcome: Outcome | BaseException
+    ) -> None:
+        if isinstance(outcome, BaseException):
+            ending.say(attempts.Unsaved(outcome))
+            return
+        self._place.probe("step.after_commit")
+        ending.say(attempts.Written(outcome, returned.value))
 
     async def _conclude(self, attempt: attempts.Attempt, outcome: Outcome, value: Any) -> Any:
         if isinstance(outcome, LeaseLost):
@@ -321,7 +316,7 @@ class StepWork:
         self._place.probe("step.after_commit" if isinstance(unit, Step) else "attempt.after_commit")
         return outcome
 
-    def _completed(self, result_json: str, attempt: attempts.Attempt) -> Step:
+    def _completed(self, attempt: attempts.Attempt, result_json: str) -> Step:
         metadata = None
         if self._state.attempts:
             metadata = self._metadata(self._state.attempts + 1, self._state.errors, exhausted=False)
@@ -383,7 +378,12 @@ class StepWork:
             with self._place.environment.around_callback():
                 callback()
 
-        contextvars.Context().run(call)
+        _nothing_inherited().run(call)
+
+
+def _nothing_inherited() -> contextvars.Context:
+    """A fresh context: nothing of the body, and nothing of a request."""
+    return contextvars.Context()
 
 
 def exhausted_error(activity_name: str, metadata: dict[str, Any]) -> RetryExhaustedError:

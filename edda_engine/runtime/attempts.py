@@ -31,6 +31,8 @@ from edda_engine.storage.units import Outcome, Step
 _log = logging.getLogger(__name__)
 
 PostCommit = Callable[[], Any]
+MakeStep = Callable[["Attempt", str], Step]
+"""Makes what is recorded of an attempt that has returned, with its result as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class Attempt:
         return random.random()
 
     def run(
-        self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: Callable[[str], Step]
+        self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: MakeStep
     ) -> Ending:
         """Run a plain function, on this thread."""
         ending: Ending | None = None
@@ -173,7 +175,7 @@ class Attempt:
         return ending
 
     async def run_async(
-        self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: Callable[[str], Step]
+        self, environment: Environment, args: tuple[Any, ...], kwargs: dict[str, Any], make_step: MakeStep
     ) -> Ending:
         """Run a coroutine function, on the loop; SQL waits without blocking it."""
         ending: Ending | None = None
@@ -210,7 +212,7 @@ class Attempt:
         _log.error("The application's context of activity %s could not be torn down", self.activity_id, exc_info=error)
         return ending
 
-    def _conclude(self, sessions: Sessions, value: Any, make_step: Callable[[str], Step]) -> Ending:
+    def _conclude(self, sessions: Sessions, value: Any, make_step: MakeStep) -> Ending:
         owner = f"activity {self.activity.name!r} ({self.activity_id})"
         result_json, restored = self.activity.parameters.result.round_trip(value, owner=owner)
         check_size(result_json, self.max_payload_bytes, owner=owner)
@@ -219,7 +221,7 @@ class Attempt:
             insert_instance(self.transaction.connection(), new)
         if not self.transaction.is_begun:
             return Returned(result_json, restored)
-        return Written(self.transaction.commit(make_step(result_json)), restored)
+        return Written(self.transaction.commit(make_step(self, result_json)), restored)
 
     def _fail(self, sessions: Sessions, error: BaseException) -> Raised:
         if self.transaction.is_refused:

@@ -10,7 +10,6 @@ import hashlib
 import uuid
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Literal, NoReturn, Protocol
 
 from edda_engine.activity import Activity
@@ -67,6 +66,26 @@ class BodyRun(TalkingRun, Protocol):
         ...
 
 
+class _ActivityCall:
+    """One call of an activity."""
+
+    __slots__ = ("_activity", "_args", "_kwargs", "_run")
+
+    def __init__(
+        self, run: BodyRun, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._run, self._activity, self._args, self._kwargs = run, activity, args, kwargs
+
+    def work(self, key: StepKey) -> Coroutine[Any, Any, Any]:
+        return self._run.perform(self._activity, self._args, self._kwargs, key)
+
+    def answer(self, recorded: Recorded) -> Any:
+        return self._run.answer(self._activity, recorded)
+
+    def arguments(self) -> Any:
+        return self._activity.parameters.as_recorded(self._args, self._kwargs)
+
+
 class Body:
     """The calls of one body."""
 
@@ -98,13 +117,8 @@ class Body:
         self, activity: Activity[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, activity_id: str | None
     ) -> Any:
         """Take the step's id now; return its value, or an awaitable of it."""
-        return self._run.call(
-            activity.name,
-            partial(self._run.perform, activity, args, kwargs),
-            partial(self._run.answer, activity),
-            activity_id=activity_id,
-            arguments=partial(activity.parameters.as_recorded, args, kwargs),
-        )
+        call = _ActivityCall(self._run, activity, args, kwargs)
+        return self._run.call(activity.name, call.work, call.answer, activity_id=activity_id, arguments=call.arguments)
 
     def call_inline(self, workflow: DeclaredWorkflow[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run another workflow's function as part of this body."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -196,40 +195,42 @@ class Engine:
         self.executor.promises.close()
         self._claimer.wake()  # others are told of what this worker has left
 
-    def write_start(self, new: NewInstance) -> Future[Started] | None:
+    def write_start(self, new: NewInstance, told: Callable[[Started | BaseException], object]) -> bool:
         """Write a start together with whatever else is to be written, and begin it here if there is room.
 
         Only for an id that was made for it: one that somebody chose may be written elsewhere at the same time, and
         the writer of all would wait for that. Safe from any thread.
 
-        :returns: ``None`` if this worker writes no starts now: it is not ready, or is stopping.
+        :param told: Called on the loop with what became of it.
+        :returns: False if this worker writes no starts now: it is not ready, or is stopping.
         """
         if self._stopped or self._loop is None or not self.is_ready.is_set():
-            return None
+            return False
         is_due = not new.delay_seconds and new.start_at is None
         is_ours = new.service == self._settings.service_name and workflows.get(new.workflow_name) is not None
         begins_here = is_due and is_ours and self.is_claiming and self.executor.promises.give() == 1
-        written: Future[Started] = Future()
         self.committer.put(
             Start(new, self.worker_id if begins_here else None),
-            partial(self._was_started, written, begins_here=begins_here),
+            partial(self._was_started, told, begins_here=begins_here),
         )
-        return written
+        return True
 
-    def _was_started(self, written: Future[Started], outcome: Any, *, begins_here: bool) -> None:
+    def _was_started(
+        self, told: Callable[[Started | BaseException], object], outcome: Any, *, begins_here: bool
+    ) -> None:
         try:
             match outcome:
                 case Started(lease=Lease() as lease):
                     self.executor.take(lease, Past())
-                    written.set_result(outcome)
+                    told(outcome)
                 case Started():
                     self._claimer.wake()
-                    written.set_result(outcome)
+                    told(outcome)
                 case Refused(error=error):
-                    written.set_exception(error)
+                    told(error)
                 case _:
                     self._claimer.doubt()  # it may have been written all the same, and be claimed by this worker
-                    written.set_exception(outcome)
+                    told(outcome)
         finally:
             if begins_here:
                 self.executor.promises.end()

@@ -33,7 +33,7 @@ class Later:
     def __init__(self, commit: Callable[[HeldUnit], Coroutine[Any, Any, Outcome]]) -> None:
         self._commit = commit
         self._unsaved: list[MakeUnit] = []
-        self._saving = asyncio.Lock()
+        self._saving: asyncio.Lock | None = None
 
     def add(self, make_unit: MakeUnit) -> None:
         """Write this, too."""
@@ -42,7 +42,7 @@ class Later:
     @property
     def has_some(self) -> bool:
         """Whether something is not written yet."""
-        return bool(self._unsaved) or self._saving.locked()
+        return bool(self._unsaved) or (self._saving is not None and self._saving.locked())
 
     async def save(self, find_holder: Callable[[], Holder]) -> bool:
         """Write everything; True if something of it goes back to where others look for it.
@@ -54,6 +54,7 @@ class Later:
         """
         if not self.has_some:
             return False
+        self._saving = self._saving or asyncio.Lock()
         async with self._saving:
             unsaved, self._unsaved = self._unsaved, []
             while True:

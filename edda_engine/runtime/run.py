@@ -14,7 +14,6 @@ import inspect
 import itertools
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from functools import partial
 from typing import Any, NoReturn
 
 from edda_engine.activity import Activity
@@ -29,7 +28,7 @@ from edda_engine.hooks import HooksBase, call_hook
 from edda_engine.runtime.activities import StepWork, Workplace, exhausted_error
 from edda_engine.runtime.body import Body
 from edda_engine.runtime.branches import begin_line, current_line, guarded, line_here, no_further
-from edda_engine.runtime.greenlets import hand_out
+from edda_engine.runtime.greenlets import hand_out, is_in_greenlet, wait_in_greenlet
 from edda_engine.runtime.idling import when_idle
 from edda_engine.runtime.later import Later, MakeUnit, giving_up
 from edda_engine.runtime.owner import Owner
@@ -77,7 +76,7 @@ class Run:
         self._busy = self._turn = self._refusals = 0
         self.pauses = Pauses()
         self._later = Later(owner.commit)
-        self._resumed = asyncio.Event()
+        self._resumed: asyncio.Event | None = None
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the body has ended, or is not waited for any more."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -106,8 +105,7 @@ class Run:
         """Go on with a new lease, nobody having had the instance in between."""
         self.lease = lease
         self.holder = replace(self.holder, epoch=lease.epoch)
-        self.is_parked = False
-        self._resumed.set()
+        self._goes_on()
         if lease.is_cancelled:
             self.ask_to_stop()
         if lease.received is not None:
@@ -124,8 +122,7 @@ class Run:
         for task in (self.body, *self._tasks):
             if task is not None and not task.done():
                 task.cancel()
-        self.is_parked = False  # nobody waits for its lease any more
-        self._resumed.set()
+        self._goes_on()  # nobody waits for its lease any more
 
     def ask_to_stop(self) -> None:
         """The instance is cancelled: the body meets :class:`Cancelled` at its next step, or where it waits."""
@@ -136,9 +133,14 @@ class Run:
     async def until_held(self) -> None:
         """Return at once while the lease is ours; a parked body that goes on by itself waits for a new one."""
         while self.is_parked:
-            self._resumed.clear()
             self.owner.wants_back(self)
+            self._resumed = asyncio.Event() if self._resumed is None or self._resumed.is_set() else self._resumed
             await self._resumed.wait()
+
+    def _goes_on(self) -> None:
+        self.is_parked = False
+        if self._resumed is not None:
+            self._resumed.set()
 
     async def save_values(self) -> None:
         """Write what ``ctx.now()`` recorded and which calls were given up, before anything happens that may depend on it.
@@ -205,9 +207,8 @@ class Run:
         if recorded is not None:
             called = self._answered(recorded, answer)
         else:
-            step = partial(self._step, name=name, withdrawn=withdrawn)
-            called = (self._race if is_race else step)(key, work)
-        return hand_out(self._unawaited.note(called, key.activity_id, name))
+            called = self._race(key, work) if is_race else self._step(key, work, name, withdrawn)
+        return wait_in_greenlet(called) if is_in_greenlet() else self._unawaited.note(called, key.activity_id, name)
 
     async def hold(self, seconds: float | None, *, kind: WaitKind, status: Status, activity_id: str) -> Recorded | None:
         """Pause until something may have come; a long pause may give the lease back meanwhile.
@@ -326,7 +327,6 @@ class Run:
         self,
         key: StepKey,
         work: Callable[[StepKey], Coroutine[Any, Any, Any]],
-        *,
         name: str,
         withdrawn: Callable[[StepKey], MakeUnit] | None,
     ) -> Any:

@@ -64,7 +64,7 @@ class AttemptTransaction:
         self._takes_turn, self._may_be_late = takes_turn, may_be_late
         self._connection: Connection | None = None
         self._first_savepoint: FirstSavepoint | None = None
-        self._give_back: Callable[[], None] = lambda: None
+        self._give_back: Callable[[], None] = _nothing
         self._state = _State.OPEN
         self._is_spoilt = False
         self._lock = threading.Lock()
@@ -259,6 +259,10 @@ def outage_in_words(error: BaseException) -> str:
     """Why the database did not do it, for a log: never what a user's exception says."""
     said = str(getattr(error, "orig", None) or "").strip()
     return said.splitlines()[0] if said else type(error).__name__
+
+
+def _nothing() -> None:
+    """No turn was taken, so none is given back."""
 
 
 def _only_rollback(action: int, first: str | None, *_: Any) -> int:
