@@ -21,17 +21,16 @@ def test_a_bell_that_was_rung_before_ends_the_next_wait_and_only_that() -> None:
 
 
 def test_a_bell_wakes_the_thread_that_waits_each_time_it_is_rung() -> None:
-    bell, heard, rung = Bell(), threading.Semaphore(0), 0
+    bell, heard = Bell(), threading.Semaphore(0)
 
     def listen() -> None:
-        while rung < 100:
+        for _ in range(100):
             assert bell.wait(20)
             heard.release()
 
     listener = threading.Thread(target=listen)
     listener.start()
-    while rung < 100:
-        rung += 1
+    for _ in range(100):
         bell.ring()
         assert heard.acquire(timeout=20)
     listener.join(20)
