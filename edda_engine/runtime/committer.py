@@ -48,6 +48,7 @@ class Committer:
 
     def __init__(self, database: Database, *, probe: Probe = no_probe) -> None:
         self._database = database
+        self._kept = database.kept()
         self._probe = probe
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,10 +107,12 @@ class Committer:
         while True:
             batch, last = self._next_batch()
             if batch and (left := self._write_at_once(batch)):
+                self._kept.close()  # the long way takes one of its own
                 outcomes = self._write(left)
                 self._wonder_at(outcomes)
                 self._answer(*self._put_busy_back(left, outcomes))
             if last:
+                self._kept.close()
                 with self._counting:
                     self._is_over = True
                 self._give_up(self._left())
@@ -131,7 +134,7 @@ class Committer:
 
     def _next_batch(self) -> tuple[list[_Job], bool]:
         batch: list[_Job] = []
-        job = self._queue.get()
+        job = self._next()
         while job is not None:
             batch.append(job)
             if len(batch) >= MAX_BATCH:
@@ -141,6 +144,13 @@ class Committer:
             except queue.Empty:
                 return batch, False
         return batch, True
+
+    def _next(self) -> _Job | None:
+        """The first of a batch; while there is none, others may have the connection."""
+        with contextlib.suppress(queue.Empty):
+            return self._queue.get_nowait()
+        self._kept.close()
+        return self._queue.get()
 
     def _put_busy_back(
         self, batch: list[_Job], outcomes: list[BatchOutcome | BaseException]
@@ -176,7 +186,7 @@ class Committer:
             return batch
         try:
             self._probe("batch.before_commit")
-            outcomes = write_at_once(self._database.execute_alone, units)
+            outcomes = write_at_once(self._kept.execute, units)
             self._probe("batch.after_commit")
         except Exception as error:  # not the database's only, as below
             # An answer may have been lost, and what is asked for again be recorded: that is nothing to wonder at.

@@ -10,9 +10,10 @@ SQLAlchemy like any other. Either way its errors are SQLAlchemy's.
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 from sqlalchemy import Dialect, Engine, Executable
@@ -36,16 +37,6 @@ class Alone:
         self._build = build
         self._compiled: dict[tuple[str, str], _Compiled] = {}
 
-    def execute(self, engine: Engine, given: Mapping[str, Any]) -> Sequence[Any]:
-        """Its rows.
-
-        :raises DBAPIError: as SQLAlchemy would say it.
-        """
-        if any(getattr(engine.dispatch, name) for name in _HEARD):
-            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
-                return conn.execute(self.statement, given).all()
-        return self._for(engine.dialect).execute(engine, given)
-
     def prepare(self, dialect: Dialect) -> None:
         """Build it now, so that its first execution need not."""
         self._for(dialect)
@@ -63,10 +54,79 @@ class Alone:
         return self._build()
 
 
+class Kept:
+    """A connection of a pool for one thread's statements alone; kept while one follows the other, until :meth:`close`."""
+
+    def __init__(self, find_engine: Callable[[], Engine]) -> None:
+        self._find_engine = find_engine
+        self._engine: Engine | None = None
+        self._pooled: Any = None
+
+    def execute(self, statement: Alone, given: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a statement.
+
+        :raises DBAPIError: as SQLAlchemy would say it.
+        """
+        engine = self._engine = self._engine or self._find_engine()
+        if any(getattr(engine.dispatch, name) for name in _HEARD):
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+                return conn.execute(statement.statement, given).all()
+        return statement._for(engine.dialect).execute(partial(self._cursor, engine), given)
+
+    def close(self) -> None:
+        """Nothing follows: it is the pool's again, and an ordinary one."""
+        self._engine = None
+        if self._pooled is None:
+            return
+        try:
+            self._pooled.dbapi_connection.autocommit = False
+        except Exception:  # of the driver: it has broken since
+            self._throw_away()
+        else:
+            self._pooled.close()
+            self._pooled = None
+
+    @contextmanager
+    def _cursor(self, engine: Engine, text: _Text, values: Mapping[str, Any]) -> Iterator[Any]:
+        driver = engine.dialect.loaded_dbapi
+        try:
+            if self._pooled is None:
+                self._pooled = engine.raw_connection()
+                raw = self._pooled.dbapi_connection
+                raw.rollback()  # of what a listener of the pool has asked, perhaps; sends nothing if that is nothing
+                raw.autocommit = True
+            with text.executed(self._pooled.dbapi_connection, driver, values) as cursor:
+                yield cursor
+        except driver.Error as error:
+            raise self._refused(engine, text, error) from error
+        except BaseException:
+            self._throw_away()
+            raise
+
+    def _refused(self, engine: Engine, text: _Text, error: Any) -> BaseException:
+        dialect, pooled = engine.dialect, self._pooled
+        is_lost = pooled is not None and dialect.is_disconnect(error, pooled.dbapi_connection, None)
+        if is_lost:
+            engine.pool._invalidate(pooled, error)  # as SQLAlchemy does: the others of its age are lost as well
+            self._pooled = None
+        self._throw_away()
+        refused: BaseException = DBAPIError.instance(
+            text.named, None, error, dialect.loaded_dbapi.Error,
+            hide_parameters=True, connection_invalidated=is_lost, dialect=dialect,
+        )  # fmt: skip
+        return refused
+
+    def _throw_away(self) -> None:
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None:
+            pooled.invalidate()
+
+
 class _Compiled:
     """A statement as a driver takes it, and what its values and rows pass through."""
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
+        self._dialect = dialect
         compiled = statement.compile(dialect=dialect)
         self._text = _Text(str(compiled), *_numbered(statement, dialect))
         assert not compiled.post_compile_params, "a list in the text would be another statement for each length"
@@ -85,15 +145,24 @@ class _Compiled:
         self._types = [column.type.dialect_impl(dialect) for column in columns]
         self._from_driver: list[tuple[int, Callable[[Any], Any]]] | None = None
 
-    def execute(self, engine: Engine, given: Mapping[str, Any]) -> list[Any]:
+    def execute(
+        self, cursor_of: Callable[[_Text, Mapping[str, Any]], AbstractContextManager[Any]], given: Mapping[str, Any]
+    ) -> list[Any]:
         values = dict(self._always)
         for name, process in self._given.items():
             values[name] = given[name] if process is None else process(given[name])
-        rows, kinds = _fetched(engine, self._text, values)
-        if self._from_driver is None:
-            processes = (kind.result_processor(engine.dialect, of) for kind, of in zip(self._types, kinds, strict=True))
-            self._from_driver = [(number, process) for number, process in enumerate(processes) if process is not None]
+        with cursor_of(self._text, values) as cursor:
+            rows = cursor.fetchall()
+            if self._from_driver is None:
+                self._from_driver = list(self._processes([column[1] for column in cursor.description]))
         return [self._read(row, self._from_driver) for row in rows]
+
+    def _processes(self, kinds: list[Any]) -> Iterator[tuple[int, Callable[[Any], Any]]]:
+        """By the number of the column, for what the driver calls the types of the columns."""
+        for number, (kind, of_driver) in enumerate(zip(self._types, kinds, strict=True)):
+            process = kind.result_processor(self._dialect, of_driver)
+            if process is not None:
+                yield number, process
 
     def _read(self, row: Sequence[Any], processes: list[tuple[int, Callable[[Any], Any]]]) -> Any:
         if not processes:
@@ -136,32 +205,3 @@ def _numbered(statement: Any, dialect: Dialect) -> tuple[str | None, tuple[str, 
     of_kind: Any = type(dialect)
     compiled = statement.compile(dialect=of_kind(paramstyle="numeric_dollar"))
     return str(compiled), tuple(compiled.positiontup)
-
-
-def _fetched(engine: Engine, text: _Text, values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
-    """The rows, and what the driver calls the types of their columns."""
-    driver, dialect = engine.dialect.loaded_dbapi, engine.dialect
-    pooled: Any = None
-    try:
-        pooled = engine.raw_connection()
-        raw = pooled.dbapi_connection
-        raw.rollback()  # of what a listener of the pool has asked, perhaps; sends nothing if that is nothing
-        raw.autocommit = True
-        with text.executed(raw, driver, values) as cursor:
-            rows, kinds = cursor.fetchall(), [column[1] for column in cursor.description]
-        raw.autocommit = False
-    except driver.Error as error:
-        is_lost = pooled is not None and dialect.is_disconnect(error, pooled.dbapi_connection, None)
-        if is_lost:
-            engine.pool._invalidate(pooled, error)  # as SQLAlchemy does: the others of its age are lost as well
-        elif pooled is not None:
-            pooled.invalidate()
-        raise DBAPIError.instance(
-            text.named, None, error, driver.Error, hide_parameters=True, connection_invalidated=is_lost, dialect=dialect
-        ) from error
-    except BaseException:
-        if pooled is not None:
-            pooled.invalidate()
-        raise
-    pooled.close()
-    return rows, kinds

@@ -12,6 +12,7 @@ seldom, and :mod:`edda_engine.storage.commit` finds out which it is. Only on Pos
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -43,7 +44,7 @@ from edda_engine.core.ports import WaitKind
 from edda_engine.storage import history, receiving, starts
 from edda_engine.storage.alone import Alone, Execute
 from edda_engine.storage.instances import ENDED
-from edda_engine.storage.prepared import Columns, Prepared, as_rows, as_texts, given_rows, given_texts, is_one_of
+from edda_engine.storage.prepared import Columns, Prepared, as_rows, each_of, given_rows, is_one_of
 from edda_engine.storage.receiving import is_for_one
 from edda_engine.storage.schema import instances, retries, waits
 from edda_engine.storage.types import clock_plus
@@ -64,7 +65,6 @@ from edda_engine.storage.waits import DUE_SECONDS
 _C = instances.c
 _PG = "postgresql"
 
-_IDS = ["instance_id"]
 _HOLDER: Columns = {"instance_id": Text, "worker_id": Text, "epoch": Integer}
 _STEP_OF_HOLDER: Columns = {**history.STEP, **_HOLDER}
 _END_OF_HOLDER: Columns = {**_HOLDER, "new_status": Text, "new_output": Text, "new_error": Text}
@@ -89,7 +89,7 @@ def is_plain(unit: Unit) -> bool:
 
 def write_step(conn: Connection, step: Step) -> Saved | None:
     """Write one plain step beside what else is in the transaction, waiting for its instance; ``None`` if it is not."""
-    given = {"steps": _as_rows([step]), **as_texts(_IDS, [[step.holder.instance_id]])}
+    given = {"ids": json.dumps([step.holder.instance_id]), "steps": _as_rows([step])}
     is_cancelled = conn.execute(_ONE_STEP.on(conn), given).scalar()
     return None if is_cancelled is None else _saved(is_cancelled=is_cancelled)
 
@@ -102,7 +102,7 @@ def write_at_once(execute: Execute, units: Sequence[Unit]) -> list[BatchOutcome 
     ends, new = of_kind[_END], [(unit.new, unit.claimed_by) for unit in of_kind[_START]]
     locked = {unit.holder.instance_id for unit in units if not isinstance(unit, Start)}
     given = {
-        **as_texts(_IDS, [[instance_id] for instance_id in locked]),
+        "ids": json.dumps(list(locked)),
         "steps": _as_rows(of_kind[_STEP]),
         "timers": _as_rows([_fired(timer) for timer in of_kind[_TIMER]]),
         "receives": receiving.as_parameter(of_kind[_TAKE]),
@@ -220,10 +220,10 @@ def _started(_held: CTE) -> Select[Any]:
 
 def _held(*, read: bool, skip_locked: bool) -> CTE:
     """Each instance is looked up by itself: of a table that it has not counted yet PostgreSQL would read all otherwise."""
-    given = given_texts(_PG, _IDS)
+    given = each_of("ids")
     row = (
         select(_C.instance_id, _C.locked_by, _C.lock_epoch, _C.cancel_requested_at.is_not(None).label("is_cancelled"))
-        .where(_C.instance_id == given.c.instance_id)
+        .where(_C.instance_id == given.c.text)
         .with_for_update(read=read, skip_locked=skip_locked)
         .lateral("row")
     )

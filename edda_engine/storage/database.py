@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -33,7 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import Pool, QueuePool
 
 from edda_engine.errors import ConfigurationError
-from edda_engine.storage.alone import Alone
+from edda_engine.storage.alone import Alone, Kept
 from edda_engine.storage.connecting import name_connections, note_parameters, without_driver_options
 from edda_engine.storage.guards import let_guards_be_asked
 
@@ -160,15 +160,17 @@ class Database:
             give_back()
 
     def autocommitting(self) -> Connection:
-        """A connection of the service pool on which each statement is a transaction of its own.
-
-        For a look that is one statement, and for what must not be in a transaction: it saves BEGIN and its end.
-        """
+        """A connection of the service pool on which each statement is a transaction: it saves BEGIN and its end."""
         return self.service.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def execute_alone(self, statement: Alone, given: Mapping[str, Any]) -> Sequence[Any]:
-        """The rows of a statement that is a transaction by itself, on the service pool."""
-        return statement.execute(self.service, given)
+        """The rows of a statement alone, on the service pool."""
+        with closing(self.kept()) as kept:
+            return kept.execute(statement, given)
+
+    def kept(self) -> Kept:
+        """A connection of the service pool for statements alone; borrowed when it is used."""
+        return Kept(lambda: self.service)
 
     def reads_a_snapshot(self, conn: Connection) -> bool:
         """Whether the application's engine runs its transactions above READ COMMITTED; asked once."""

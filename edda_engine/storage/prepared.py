@@ -98,6 +98,15 @@ def is_one_of_few(which: ColumnElement[Any], found: Select[Any] | CompoundSelect
     return which == any_(func.array(found.scalar_subquery()))
 
 
+def each_of(parameter: str) -> FromClause:
+    """On PostgreSQL: the texts of a parameter that is a JSON array, as rows of one column ``text``.
+
+    For many of them: a driver writes arrays one element after the other, in Python.
+    """
+    texts = cast(bindparam(parameter, type_=Text()), JsonText())
+    return func.json_array_elements_text(texts).table_valued("text").render_derived(name="given")
+
+
 def given_texts(dialect: str, columns: Sequence[str]) -> FromClause:
     """The rows of a parameter made by :func:`as_texts`; unlike those of :func:`given_rows` PostgreSQL expects few of them.
 

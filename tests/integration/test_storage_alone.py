@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from edda_engine.storage.database import Database, is_outage, may_be_repeated
 from edda_engine.storage.prepared import is_one_of
 from edda_engine.storage.types import UtcTimestamp, clock
 from tests.integration.engines import storage
+from tests.support import eventually
 
 _SAID = Alone(
     lambda: select(
@@ -176,3 +178,44 @@ def test_the_values_of_a_statement_are_not_told(database: Database) -> None:
 
 def _named() -> Any:
     return is_one_of("postgresql", literal("x"), "names").label("is_named")
+
+
+def test_one_statement_follows_the_other_on_a_connection_that_is_kept(database: Database) -> None:
+    checked_out = getattr(database.service.pool, "checkedout", lambda: 0)
+    before = checked_out()
+    kept = database.kept()
+    first, second = (kept.execute(_OURS, {})[0].pid for _ in range(2))
+    assert first == second
+    assert database.execute_alone(_OURS, {})[0].pid != first
+    kept.close()
+    kept.close()  # again is nothing
+    assert kept.execute(_OURS, {})[0].pid
+    kept.close()
+    assert checked_out() == before
+
+
+@pytest.mark.parametrize("is_used", [True, False], ids=["used again", "given back"])
+def test_a_kept_connection_that_broke_is_not_given_to_others(database: Database, is_used: bool) -> None:
+    kept = database.kept()
+    (ours,) = kept.execute(_OURS, {})
+    with database.read() as conn:
+        conn.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": ours.pid})
+    if is_used:
+        with pytest.raises(OperationalError) as broken:
+            kept.execute(_OURS, {})
+        assert is_outage(broken.value)
+        (another,) = kept.execute(_OURS, {})
+        assert another.pid != ours.pid
+        kept.close()
+    else:
+        eventually(lambda: not is_there(database, ours.pid))
+        kept.close()
+        with suppress(OperationalError):  # as of any connection that nobody has used since
+            database.execute_alone(_OURS, {})
+    assert database.execute_alone(_OURS, {})[0].pid != ours.pid
+
+
+def is_there(database: Database, pid: int) -> bool:
+    query = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+    with database.read() as conn:
+        return conn.execute(query, {"pid": pid}).scalar_one() == 1

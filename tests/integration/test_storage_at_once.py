@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
 from edda_engine.core.events import EventType, StepKey
 from edda_engine.core.ports import DIRECT_CHANNEL, NewInstance, OutboxEvent, OutgoingMessage, WaitKind, WaitRequest
@@ -370,13 +371,17 @@ def test_nobody_takes_the_lease_between_its_check_and_the_step(database: Databas
     assert run(database, lambda conn: instances.release_worker(conn, "w")) == ["a"]
 
 
-def test_a_lease_that_is_taken_after_the_statement_began_is_lost(database: Database, tables: Tables) -> None:
+def test_a_lease_that_is_taken_after_the_statement_began_is_lost(
+    database: Database, tables: Tables, postgres_url: str
+) -> None:
     (holder,) = held(database, "a")
-    stop_before_the_first_row(database)
-
-    with ThreadPoolExecutor(1) as pool, database.engine.connect() as other:
+    with (
+        stopping_before_the_first_lock(database, postgres_url) as stopping,
+        ThreadPoolExecutor(1) as pool,
+        database.engine.connect() as other,
+    ):
         other.execute(text(f"SELECT pg_advisory_xact_lock({TURN})"))
-        writing = pool.submit(at_once, database, step(holder))
+        writing = pool.submit(at_once, stopping, step(holder))
         eventually(lambda: is_waiting(database))
         assert run(database, lambda conn: instances.release_worker(conn, "w")) == ["a"]
         other.rollback()
@@ -405,15 +410,24 @@ def test_a_plan_that_was_made_for_empty_tables_looks_up_what_it_is_given(databas
     assert "Seq Scan on edda_history" not in plan
 
 
-def stop_before_the_first_row(database: Database) -> None:
-    """Whoever writes history waits, with its snapshot taken and nothing locked."""
+@contextmanager
+def stopping_before_the_first_lock(database: Database, postgres_url: str) -> Iterator[Database]:
+    """Who uses this one waits where it reads an instance, with its snapshot taken and nothing locked."""
     statements = (
-        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
-        f" $$ BEGIN PERFORM pg_advisory_xact_lock({TURN}); RETURN NULL; END $$",
-        "CREATE TRIGGER wait BEFORE INSERT ON edda_history FOR EACH STATEMENT EXECUTE FUNCTION wait()",
+        "CREATE FUNCTION stop() RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+        " IF current_setting('edda.stops', true) = 'on' THEN"
+        f" PERFORM pg_advisory_xact_lock({TURN}); END IF; RETURN true; END $$",
+        "ALTER TABLE edda_instances RENAME TO of_instances",
+        "CREATE VIEW edda_instances AS SELECT * FROM of_instances WHERE stop()",
     )
     for statement in statements:
         run(database, lambda conn, statement=statement: conn.execute(text(statement)))
+    url = make_url(postgres_url).set(drivername="postgresql+psycopg")
+    stopping = Database(create_engine(url, connect_args={"options": "-c edda.stops=on"}), owns_engine=True)
+    try:
+        yield stopping
+    finally:
+        stopping.close()
 
 
 def _insert_step(conn: Connection, instance_id: str) -> None:
