@@ -145,8 +145,11 @@ class FlaskSQLAlchemySource:
 
     def sessions(self) -> _ContextSessions:
         """``db.session``."""
+        return _ContextSessions(self, self._existing)
+
+    def _existing(self) -> Any:
         registry = self._db.session.registry
-        return _ContextSessions(self, lambda: registry() if registry.has() else None)
+        return registry() if registry.has() else None
 
 
 class FlaskSQLAlchemyLiteSource:

@@ -128,8 +128,8 @@ class StepWork:
         self._input_json = activity.parameters.encode(arguments, owner=owner)
         check_size(self._input_json, workplace.max_payload_bytes, owner=f"the arguments of {owner}")
         self._state = run.retry_states.pop(key.activity_id, _NOT_TRIED)
-        self._time = asyncio.get_running_loop().time  # asked on the activity's thread as well
-        self._began = self._time() - self._state.elapsed_seconds
+        self._clock = asyncio.get_running_loop()  # asked on the activity's thread as well
+        self._began = self._clock.time() - self._state.elapsed_seconds
 
     async def outcome(self) -> Any:
         """The value, or the error raised, once it is recorded.
@@ -139,7 +139,7 @@ class StepWork:
         """
         if self._state.due_in_seconds > 0:
             await self._run.pause(self._state.due_in_seconds)
-        pauses = iter(OUTAGE_PAUSES_SECONDS)
+        outages = 0
         while True:
             number = self._state.attempts + 1
             self._run.hook("on_activity_start", self._key.activity_id, self._activity.name, number)
@@ -161,7 +161,8 @@ class StepWork:
                         "Activity %s of %s lost the database and is run again when it answers: %s",
                         self._key.activity_id, self._run.instance_id, outage_in_words(error),
                     )  # fmt: skip
-                    await asyncio.sleep(next(pauses, OUTAGE_PAUSES_SECONDS[-1]))
+                    await asyncio.sleep(OUTAGE_PAUSES_SECONDS[min(outages, len(OUTAGE_PAUSES_SECONDS) - 1)])
+                    outages += 1
                     recorded = await self._run.owner.find_recorded(self._run.instance_id, self._key.activity_id)
                     if recorded is not None:  # the commit had succeeded, only its answer was lost
                         return self._run.answer(self._activity, recorded)
@@ -357,7 +358,7 @@ class StepWork:
         return refused_by_database(f"activity {self._activity.name!r} ({self._key.activity_id})", refused)
 
     def _elapsed(self) -> float:
-        return self._time() - self._began
+        return self._clock.time() - self._began
 
     async def _call_back(self, attempt: attempts.Attempt) -> None:
         for callback in attempt.post_commit:

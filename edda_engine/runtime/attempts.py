@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy.util.concurrency import greenlet_spawn
 
@@ -29,6 +29,8 @@ from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.units import Outcome, Step
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PostCommit = Callable[[], Any]
 MakeStep = Callable[["Attempt", str], Step]
@@ -95,10 +97,10 @@ class Attempt:
         self.is_async = activity.is_async
         self.transaction = transaction
         self.application = application
-        self.outbox: list[OutboxEvent] = []
-        self.messages: list[OutgoingMessage] = []
-        self.post_commit: list[PostCommit] = []
-        self._starts: list[NewInstance] = []
+        self.outbox: Sequence[OutboxEvent] = ()
+        self.messages: Sequence[OutgoingMessage] = ()
+        self.post_commit: Sequence[PostCommit] = ()
+        self._starts: Sequence[NewInstance] = ()
         self.max_payload_bytes = max_payload_bytes
         self._sessions: Sessions | None = None
         self._probe, self._now = probe, now
@@ -118,17 +120,17 @@ class Attempt:
         """Keep the callback until the step is durable."""
         if not callable(callback):
             raise UsageError(f"register_post_commit() takes a function to call, not {callback!r}.")
-        self.post_commit.append(callback)
+        self.post_commit = _with(callback, self.post_commit)
 
     def buffer_outbox(self, event: OutboxEvent) -> None:
         """Keep the event until the step is written."""
         owner = f"event {event.type!r} sent by activity {self.activity_id!r}"
         check_size(event.data_json or event.data_binary or b"", self.max_payload_bytes, owner=owner)
-        self.outbox.append(event)
+        self.outbox = _with(event, self.outbox)
 
     def buffer_message(self, message: OutgoingMessage) -> None:
         """Keep the message until the step is written."""
-        self.messages.append(message)
+        self.messages = _with(message, self.messages)
 
     def start(self, new: NewInstance) -> None:
         """Start an instance as part of this step.
@@ -136,7 +138,7 @@ class Attempt:
         :raises InstanceConflictError: in a sync activity at once; in an async one when the step is written.
         """
         if self.is_async:
-            self._starts.append(new)
+            self._starts = _with(new, self._starts)
         else:
             insert_instance(self.transaction.connection(), new)
 
@@ -233,3 +235,10 @@ class Attempt:
             error.add_note(f"While discarding its session: {second!r}")
         self.transaction.abandon()
         return Raised(error, is_outage=self.transaction.saw_outage)
+
+
+def _with(one: T, others: Sequence[T]) -> list[T]:
+    """Most attempts have nothing of the kind, and need no list."""
+    found = others if isinstance(others, list) else []
+    found.append(one)
+    return found

@@ -47,6 +47,14 @@ _REFUSALS = 100
 class Run:
     """A body under way."""
 
+    successor: Successor | None = None
+    fate: type[BaseException] | None = None
+    mismatch: NonDeterminismError | None = None
+    is_parked = is_ending = False
+    body: asyncio.Task[Any] | None = None
+    _resumed: asyncio.Event | None = None
+    _busy = _turn = _refusals = 0
+
     def __init__(
         self,
         lease: Lease,
@@ -65,18 +73,10 @@ class Run:
         self.retry_states = dict(past.retry_states or {})
         self.had_retries = bool(past.retry_states)
         self.had_waits = self.had_mail = self.had_queues = lease.has_history or lease.mailbox != lease.instance_id
-        self.successor: Successor | None = None
-        self.fate: type[BaseException] | None = None
-        self.mismatch: NonDeterminismError | None = None
-        self.is_parked = False
-        self.is_ending = False
-        self.body: asyncio.Task[Any] | None = None
         self._seq = itertools.count(past.last_seq + 1)
         self._workplace, self.owner, self._is_heard = workplace, owner, type(workplace.hooks) is not HooksBase
-        self._busy = self._turn = self._refusals = 0
         self.pauses = Pauses()
         self._later = Later(owner.commit)
-        self._resumed: asyncio.Event | None = None
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the body has ended, or is not waited for any more."""
         self._tasks: set[asyncio.Task[Any]] = set()
