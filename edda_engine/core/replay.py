@@ -64,8 +64,8 @@ class Replay:
         self._by_id: dict[str, Recorded] = {}
         self._by_place: dict[tuple[str, int], Recorded] = {}
         self._asked: set[str] = set()
-        self._exchanged: set[str] = set()
-        """Steps that were asked for with other arguments than they are recorded with."""
+        self._exchanged: set[str] | None = None
+        """Steps that were asked for with other arguments than they are recorded with, if there are any."""
         self._by_arguments: defaultdict[tuple[str, str, Any], list[Recorded]] | None = None
         for event in recorded:
             if event.format > FORMAT or event.event_type not in _KNOWN_TYPES:
@@ -122,7 +122,7 @@ class Replay:
         if here is not None and here.event_data.get("input") == asked_with:
             return
         for event in self._made_with(function_name, key.branch, asked_with) if asked_with else ():
-            is_exchanged = event.activity_id in self._exchanged
+            is_exchanged = self._exchanged is not None and event.activity_id in self._exchanged
             if is_exchanged or (here is not None and event.activity_id not in self._asked):
                 raise self._mismatch(
                     key,
@@ -130,6 +130,7 @@ class Replay:
                     asked=f"{function_name!r} with them as step {key.position}: the calls have changed places",
                 )
         if here is not None:
+            self._exchanged = self._exchanged or set()
             self._exchanged.add(here.activity_id)
 
     def _made_with(self, function_name: str, branch: str, arguments: Any) -> Sequence[Recorded]:

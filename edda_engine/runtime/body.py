@@ -92,7 +92,7 @@ class Body:
     is_body: Literal[True] = True
 
     def __init__(self, run: BodyRun, *, now: Callable[[], datetime]) -> None:
-        self._run, self._talking, self._now = run, Talking(run), now
+        self._run, self._now = run, now
         self.instance_id, self.workflow_name, self.worker_id = run.instance_id, run.workflow_name, run.worker_id
 
     @property
@@ -143,6 +143,10 @@ class Body:
         run.recur_as(Successor(successor_id(run.instance_id), input_json, run.workflow.source_hash))
 
     # Waiting and talking.
+
+    @property
+    def _talking(self) -> Talking:
+        return Talking(self._run)
 
     def wait(
         self, function_name: str, request: WaitRequest, decode: Callable[[Recorded], Any], *, activity_id: str | None

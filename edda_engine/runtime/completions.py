@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from edda_engine.core.status import Status
 from edda_engine.storage.units import End
@@ -23,6 +23,21 @@ Watcher = Callable[[Ending | None], None]
 """Called with its end, or with ``None`` when the database has to be asked."""
 
 
+class _Watching:
+    """One who waits for one instance."""
+
+    __slots__ = ("_about", "_of")
+
+    def __init__(self, of: Completions, *about: Any) -> None:
+        self._of, self._about = of, about
+
+    def __enter__(self) -> None:
+        self._of._add(*self._about)
+
+    def __exit__(self, *_: object) -> None:
+        self._of._remove(*self._about)
+
+
 class Completions:
     """Callbacks by instance id; safe from any thread."""
 
@@ -30,19 +45,20 @@ class Completions:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Watcher]] = {}
 
-    @contextmanager
-    def watching(self, instance_id: str, callback: Watcher) -> Iterator[None]:
+    def watching(self, instance_id: str, callback: Watcher) -> _Watching:
         """While inside, *callback* is called when the instance ends in this process."""
+        return _Watching(self, instance_id, callback)
+
+    def _add(self, instance_id: str, callback: Watcher) -> None:
         with self._lock:
             self._waiting.setdefault(instance_id, []).append(callback)
-        try:
-            yield
-        finally:
-            with self._lock:
-                callbacks = self._waiting[instance_id]
-                callbacks.remove(callback)
-                if not callbacks:
-                    del self._waiting[instance_id]
+
+    def _remove(self, instance_id: str, callback: Watcher) -> None:
+        with self._lock:
+            callbacks = self._waiting[instance_id]
+            callbacks.remove(callback)
+            if not callbacks:
+                del self._waiting[instance_id]
 
     def announce(self, instance_id: str, ending: Ending | None = None) -> None:
         """Call those who wait for this instance."""

@@ -40,6 +40,7 @@ from edda_engine.storage.claiming import Lease
 from edda_engine.storage.units import HeldUnit, Holder, Outcome, Successor
 from edda_engine.workflow import DeclaredWorkflow
 
+_NO_RETRIES: dict[str, Any] = {}
 _REFUSALS = 100
 """So often is a call of a body refused that must not go on, before it is left waiting for ever."""
 
@@ -70,13 +71,12 @@ class Run:
         self.holder = Holder(lease.instance_id, worker_id, lease.epoch)
         self.mailbox = lease.mailbox or lease.instance_id
         self.replay = Replay(workflow.name, lease.instance_id, past.steps)
-        self.retry_states = dict(past.retry_states or {})
+        self.retry_states = dict(past.retry_states) if past.retry_states else _NO_RETRIES
         self.had_retries = bool(past.retry_states)
         self.had_waits = self.had_mail = self.had_queues = lease.has_history or lease.mailbox != lease.instance_id
         self._seq = itertools.count(past.last_seq + 1)
         self._workplace, self.owner, self._is_heard = workplace, owner, type(workplace.hooks) is not HooksBase
-        self.pauses = Pauses()
-        self._later = Later(owner.commit)
+        self.pauses, self._later = Pauses(), Later(owner.commit)
         self.is_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the body has ended, or is not waited for any more."""
         self._tasks: set[asyncio.Task[Any]] = set()
