@@ -20,18 +20,8 @@ from edda_wsgi.session import SessionSource
 
 T = TypeVar("T")
 
-_app_context: ContextVar[AppContext] | None = None
-"""Flask's own, once it is found."""
 
 _written_at_the_end: ContextVar[list[Callable[[Connection], Any]]] = ContextVar("edda_written_at_the_end")
-
-
-def _variable_of(pushed: AppContext) -> ContextVar[AppContext]:
-    """Where Flask keeps the app context, which it tells nobody."""
-    global _app_context
-    if _app_context is None:
-        _app_context = next(variable for variable, value in copy_context().items() if value is pushed)
-    return _app_context
 
 
 def write_in_step(attempt: Attempt, write: Callable[[Connection], T]) -> T | None:
@@ -60,15 +50,27 @@ class _AsyncSessions(PlainSessions):
 
 
 class _AroundBody:
+    variable: ContextVar[AppContext] | None = None
+    """Where Flask keeps the app context, which it tells nobody; found once."""
+
     def __init__(self, app: Flask) -> None:
         self._app = app
 
     def __enter__(self) -> None:
         self._context = self._app.app_context()
         self._context.push()
+        if _AroundBody.variable is None:
+            _AroundBody.variable = _variable_of(self._context)
 
     def __exit__(self, *_: object) -> None:
-        _variable_of(self._context).set(self._app.app_context())
+        # A body that is thrown away ends where the garbage collector runs, perhaps in the midst of a request.
+        if self.variable is not None and self.variable.get(None) is self._context:
+            self.variable.set(self._app.app_context())
+
+
+def _variable_of(pushed: AppContext) -> ContextVar[AppContext] | None:
+    found = (variable for variable, value in copy_context().items() if value is pushed)
+    return next((variable for variable in found if variable.name.startswith("flask.")), None)
 
 
 class _AroundActivity:

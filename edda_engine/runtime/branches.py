@@ -21,6 +21,8 @@ from edda_engine.errors import LeaseLostError
 from edda_engine.runtime.unawaited import Unawaited
 
 _OUR_CODE = str(Path(__file__).parent)
+_ENDED = object()
+"""Owns the line of a task that has ended: who comes later begins a branch, as if that task were still there."""
 
 
 @dataclass(slots=True)
@@ -43,7 +45,7 @@ class Line:
         self.tasks, self.unawaited = tasks, unawaited
         self.past = past
         """Set when it lost a race that history has decided."""
-        self.owner: asyncio.Task[Any] | None = None
+        self.owner: asyncio.Task[Any] | object | None = None
         self.last_taken: StepKey | None = None
         """The wait whose message the branch has taken and done nothing with yet."""
 
@@ -80,7 +82,7 @@ async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
     finally:
         line = _line.get()
         if line is not None and line.owner is asyncio.current_task():
-            line.owner = None  # or both would be kept until the garbage collector comes
+            line.owner = _ENDED  # a task that is kept by its own context would wait for the garbage collector
 
 
 def _is_heard(task: asyncio.Task[Any]) -> None:

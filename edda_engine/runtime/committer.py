@@ -69,6 +69,11 @@ class Committer:
         self._thread = threading.Thread(target=self._work, name="edda-committer", daemon=True)
         self._thread.start()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its thread is gone: nothing is written any more."""
+        return self._thread is not None and not self._thread.is_alive()
+
     async def commit(self, unit: HeldUnit) -> Outcome:
         """Write one unit and say what became of it.
 

@@ -262,6 +262,7 @@ class Engine:
         if not self.is_ready.is_set():
             return ["It is not ready: it waits for the database, or for the tables to be upgraded."]
         found = [_RETIRED] if self.executor.promises.are_over else []
+        found += ["Its committer has ended: no step is saved any more."] if self.committer.has_ended else []
         found += [
             f"Its {task.get_name()} has stopped." for task in (self._claiming, *self._services) if task and task.done()
         ]

@@ -9,15 +9,18 @@ SQLAlchemy like any other. Either way its errors are SQLAlchemy's.
 
 from __future__ import annotations
 
+import logging
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
 
 from sqlalchemy import Dialect, Engine, Executable
 from sqlalchemy.exc import DBAPIError
+
+_log = logging.getLogger(__name__)
 
 Execute = Callable[["Alone", Mapping[str, Any]], Sequence[Any]]
 """Executes one statement with these parameters; its rows, whose values are also attributes."""
@@ -61,6 +64,7 @@ class Kept:
         self._find_engine = find_engine
         self._engine: Engine | None = None
         self._pooled: Any = None
+        self._was_autocommit = False
 
     def execute(self, statement: Alone, given: Mapping[str, Any]) -> Sequence[Any]:
         """The rows of a statement.
@@ -68,23 +72,26 @@ class Kept:
         :raises DBAPIError: as SQLAlchemy would say it.
         """
         engine = self._engine = self._engine or self._find_engine()
-        if any(getattr(engine.dispatch, name) for name in _HEARD):
+        if _is_heard(engine):
+            self.close()
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
                 return conn.execute(statement.statement, given).all()
         return statement._for(engine.dialect).execute(partial(self._cursor, engine), given)
 
     def close(self) -> None:
-        """Nothing follows: it is the pool's again, and an ordinary one."""
-        self._engine = None
-        if self._pooled is None:
+        """Nothing follows: it is the pool's again, and an ordinary one. What cannot be given back is thrown away."""
+        pooled, self._pooled, self._engine = self._pooled, None, None
+        if pooled is None:
             return
         try:
-            self._pooled.dbapi_connection.autocommit = False
-        except Exception:  # of the driver: it has broken since
-            self._throw_away()
-        else:
-            self._pooled.close()
-            self._pooled = None
+            pooled.dbapi_connection.autocommit = self._was_autocommit
+            pooled.close()
+        except BaseException as error:  # of the driver, if it has broken since, or of a listener of the pool
+            _log.debug("A connection could not be given back, and is thrown away", exc_info=True)
+            with suppress(Exception):
+                pooled.invalidate()
+            if not isinstance(error, Exception):
+                raise
 
     @contextmanager
     def _cursor(self, engine: Engine, text: _Text, values: Mapping[str, Any]) -> Iterator[Any]:
@@ -94,7 +101,7 @@ class Kept:
                 self._pooled = engine.raw_connection()
                 raw = self._pooled.dbapi_connection
                 raw.rollback()  # of what a listener of the pool has asked, perhaps; sends nothing if that is nothing
-                raw.autocommit = True
+                self._was_autocommit, raw.autocommit = raw.autocommit, True
             with text.executed(self._pooled.dbapi_connection, driver, values) as cursor:
                 yield cursor
         except driver.Error as error:
@@ -120,6 +127,12 @@ class Kept:
         pooled, self._pooled = self._pooled, None
         if pooled is not None:
             pooled.invalidate()
+
+
+def _is_heard(engine: Engine) -> bool:
+    """Whether its statements are to go SQLAlchemy's way: somebody listens, or they are to be logged, or to be changed."""
+    is_listened_to = any(getattr(engine.dispatch, name) for name in _HEARD)
+    return is_listened_to or bool(engine.get_execution_options()) or engine._should_log_info()
 
 
 class _Compiled:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -363,3 +365,53 @@ def test_the_history_tells_name_input_and_result_of_each_step(database_url: str)
     assert event.event_data == {"activity_name": "double", "input": {"number": 4, "times": 1}, "result": 8}
     assert event.created_at.utcoffset().total_seconds() == 0
     assert json.dumps(event.event_data)
+
+
+@activity
+def take_long(ctx: WorkflowContext, name: str, seconds: float) -> str:
+    runs.append(name)
+    time.sleep(seconds)
+    return name
+
+
+@activity
+def hold(ctx: WorkflowContext) -> str:
+    gates[-1].hold()
+    return "held"
+
+
+@workflow
+async def lends_its_context(ctx: WorkflowContext) -> list[str]:
+    """A task calls in the context of another one, which has not ended live, and has on replay."""
+    ready, lent = asyncio.Event(), []
+
+    async def child() -> str:
+        lent.append(contextvars.copy_context())
+        ready.set()
+        return await take_long(ctx, "child", 0.6)
+
+    async def late() -> str:
+        return await take_long(ctx, "late", 0.0)
+
+    first = asyncio.create_task(child())
+    await ready.wait()
+    parent = await take_long(ctx, "parent", 0.0)
+    second = asyncio.create_task(late(), context=lent[0])
+    found = [parent, await second, await first]
+    return [*found, await hold(ctx)]
+
+
+def test_a_context_that_is_lent_gives_the_same_ids_whether_its_task_has_ended_or_not(database_url: str) -> None:
+    gates.append(Gate())
+    runs.clear()
+
+    async def main() -> Any:
+        first = edda(database_url)
+        await first.initialize()
+        instance_id = await first.start(lends_its_context)
+        await interrupted_at(gates[-1], first)
+        async with edda(database_url) as second:
+            return await second.result(instance_id, timeout=20)
+
+    assert asyncio.run(main()) == ["parent", "late", "child", "held"]
+    assert sorted(runs) == ["child", "late", "parent"]

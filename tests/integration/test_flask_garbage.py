@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections import Counter
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from flask import current_app, g
+from flask import Flask, current_app, g
 
 from edda_wsgi import SyncWorkflowContext, WorkflowContext, activity, sleep, workflow
+from edda_wsgi.environment import FlaskEnvironment
 from tests.integration.flask_apps import Shop, open_shop
 from tests.support import eventually
 
@@ -97,3 +99,43 @@ def test_what_comes_after_a_body_has_an_app_context_too(shop: Shop) -> None:
     with shop.app.app_context():
         shop.edda.result(leaves.options(session=None).start(), timeout=30)
     eventually(lambda: said == [("shop", None)])
+
+
+def test_a_body_that_is_collected_in_the_midst_of_a_request_leaves_its_app_context_alone() -> None:
+    """Of a loop that has died, say: the garbage collector runs in whichever thread comes along."""
+    app = Flask("shop")
+    environment = FlaskEnvironment(app, None)
+    bodies: list[Any] = []
+
+    async def waits_for_ever() -> None:
+        with environment.around_body():
+            await asyncio.get_running_loop().create_future()
+
+    async def begin() -> None:
+        bodies.append(asyncio.create_task(waits_for_ever()))
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(begin())
+    loop.close()
+
+    @app.get("/")
+    def view() -> str:
+        g.user = "me"
+        bodies.clear()
+        gc.collect()
+        return str(g.get("user"))
+
+    assert app.test_client().get("/").text == "me"
+
+
+def test_a_body_that_leaves_an_app_context_pushed_is_no_worse_for_it() -> None:
+    app = Flask("shop")
+    environment = FlaskEnvironment(app, None)
+
+    async def body() -> str:
+        with environment.around_body():
+            app.app_context().push()
+            return str(current_app.name)
+
+    assert asyncio.run(body()) == "shop"

@@ -215,6 +215,39 @@ def test_a_kept_connection_that_broke_is_not_given_to_others(database: Database,
     assert database.execute_alone(_OURS, {})[0].pid != ours.pid
 
 
+def test_what_a_listener_of_the_pool_breaks_harms_only_its_connection(database: Database) -> None:
+    kept = database.kept()
+    first = kept.execute(_OURS, {})[0].pid
+
+    @event.listens_for(database.service.pool, "checkin")
+    def _tidy(connection: Any, *_: Any) -> None:
+        raise ConnectionError("the database went away")
+
+    kept.close()
+    event.remove(database.service.pool, "checkin", _tidy)
+    assert kept.execute(_OURS, {})[0].pid != first
+    kept.close()
+
+
+def test_a_kept_connection_that_cannot_be_made_ordinary_again_is_thrown_away(database: Database) -> None:
+    kept = database.kept()
+    first = kept.execute(_OURS, {})[0].pid
+
+    class Interrupted:
+        def __init__(self, raw: Any) -> None:
+            object.__setattr__(self, "raw", raw)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            raise KeyboardInterrupt
+
+    pooled: Any = kept._pooled
+    pooled.dbapi_connection, raw = Interrupted(pooled.dbapi_connection), pooled.dbapi_connection
+    with pytest.raises(KeyboardInterrupt):
+        kept.close()
+    raw.close()
+    assert database.execute_alone(_OURS, {})[0].pid != first
+
+
 def is_there(database: Database, pid: int) -> bool:
     query = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
     with database.read() as conn:
