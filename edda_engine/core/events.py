@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 FORMAT = 1
@@ -92,10 +93,14 @@ def event_json(
     taken_json: str | None = None,
 ) -> str:
     """Put an event's JSON together from parts that are encoded already."""
-    parts = [f'"activity_name":{json.dumps(activity_name)}']
+    parts = [f'"activity_name":{_quoted(activity_name)}']
     for name, text in (("input", input_json), ("result", result_json), ("error", error_json), ("taken", taken_json)):
         if text is not None:
             parts.append(f'"{name}":{text}')
     if retry_metadata is not None:
         parts.append(f'"retry_metadata":{json.dumps(retry_metadata)}')
     return "{" + ",".join(parts) + "}"
+
+
+_quoted = lru_cache(maxsize=1024)(json.dumps)
+"""The same few names come again and again."""

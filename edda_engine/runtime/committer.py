@@ -15,9 +15,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import IntegrityError
 
@@ -37,8 +36,7 @@ Resolve = Callable[[Any], None]
 """Called on the loop with what became of a unit: its outcome, or an exception."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     unit: Unit
     resolve: Resolve
 

@@ -69,6 +69,7 @@ _STEP_OF_HOLDER: Columns = {**history.STEP, **_HOLDER}
 _END_OF_HOLDER: Columns = {**_HOLDER, "new_status": Text, "new_output": Text, "new_error": Text}
 
 _STEP, _TIMER, _TAKE, _END, _START = "step", "timer", "take", "end", "start"
+_KINDS: Mapping[type[Unit], str] = {Step: _STEP, End: _END, Start: _START}
 
 
 def is_plain(unit: Unit) -> bool:
@@ -109,22 +110,14 @@ def write_at_once(execute: Execute, units: Sequence[Unit]) -> list[BatchOutcome 
         "leaving": [end.holder.instance_id for end in ends if end.had_waits or end.had_retries],
         "starts": starts.as_parameter(new, _PG),
     }
-    written = {tuple(row[:4]): row for row in execute(_for(of_kind), given)}
+    written = {row[:4]: row for row in execute(_for(of_kind), given)}
     return [_outcome(unit, written.pop(_key(unit), None)) for unit in units]  # of two that are the same, one
 
 
 def _kind(unit: Unit) -> str:
-    match unit:
-        case Step():
-            return _STEP
-        case Take():
-            return _TIMER if unit.request.kind is WaitKind.TIMER else _TAKE
-        case End():
-            return _END
-        case Start():
-            return _START
-        case _:
-            raise AssertionError(unit)
+    if isinstance(unit, Take):
+        return _TIMER if unit.request.kind is WaitKind.TIMER else _TAKE
+    return _KINDS[type(unit)]
 
 
 def _for(of_kind: Mapping[str, Collection[Any]]) -> Alone:
@@ -135,15 +128,11 @@ def _for(of_kind: Mapping[str, Collection[Any]]) -> Alone:
 
 def _key(unit: Unit) -> tuple[str, str, str, int]:
     """How a row says that this was written: under this lease, and not under another that the worker had before."""
-    match unit:
-        case Step() | Take():
-            return _kind(unit), unit.holder.instance_id, unit.key.activity_id, unit.holder.epoch
-        case End():
-            return _END, unit.holder.instance_id, "", unit.holder.epoch
-        case Start():
-            return _START, unit.new.instance_id, "", _NO_EPOCH
-        case _:
-            raise AssertionError(unit)
+    if isinstance(unit, Step | Take):
+        return _kind(unit), unit.holder.instance_id, unit.key.activity_id, unit.holder.epoch
+    if isinstance(unit, Start):
+        return _START, unit.new.instance_id, "", _NO_EPOCH
+    return _kind(unit), unit.holder.instance_id, "", unit.holder.epoch
 
 
 def _outcome(unit: Unit, row: Any) -> BatchOutcome | None:
