@@ -20,7 +20,6 @@ from edda_wsgi.session import SessionSource
 
 T = TypeVar("T")
 
-
 _written_at_the_end: ContextVar[list[Callable[[Connection], Any]]] = ContextVar("edda_written_at_the_end")
 
 

@@ -134,13 +134,13 @@ class Run:
         """Return at once while the lease is ours; a parked body that goes on by itself waits for a new one."""
         while self.is_parked:
             self.owner.wants_back(self)
-            self._resumed = asyncio.Event() if self._resumed is None or self._resumed.is_set() else self._resumed
+            self._resumed = self._resumed or asyncio.Event()
             await self._resumed.wait()
 
     def _goes_on(self) -> None:
-        self.is_parked = False
-        if self._resumed is not None:
-            self._resumed.set()
+        self.is_parked, resumed, self._resumed = False, self._resumed, None
+        if resumed is not None:
+            resumed.set()
 
     async def save_values(self) -> None:
         """Write what ``ctx.now()`` recorded and which calls were given up, before anything happens that may depend on it.

@@ -24,7 +24,7 @@ from edda_engine.errors import LeaseLostError, PayloadError, UsageError
 from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.savepoints import FirstSavepoint
 from edda_engine.storage.commit import Outcome, Saved, Step, commit_step
-from edda_engine.storage.database import WRITE_OPTION, Database, is_outage, may_be_repeated
+from edda_engine.storage.database import WRITE_OPTION, Database, is_outage, may_be_repeated, no_turn_to_give_back
 from edda_engine.storage.guards import GUARD_OPTION
 
 _log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class AttemptTransaction:
         self._takes_turn, self._may_be_late = takes_turn, may_be_late
         self._connection: Connection | None = None
         self._first_savepoint: FirstSavepoint | None = None
-        self._give_back: Callable[[], None] = _nothing
+        self._give_back: Callable[[], None] = no_turn_to_give_back
         self._state = _State.OPEN
         self._is_spoilt = False
         self._lock = threading.Lock()
@@ -259,10 +259,6 @@ def outage_in_words(error: BaseException) -> str:
     """Why the database did not do it, for a log: never what a user's exception says."""
     said = str(getattr(error, "orig", None) or "").strip()
     return said.splitlines()[0] if said else type(error).__name__
-
-
-def _nothing() -> None:
-    """No turn was taken, so none is given back."""
 
 
 def _only_rollback(action: int, first: str | None, *_: Any) -> int:

@@ -182,7 +182,7 @@ class Database:
 
     def take_turn(self) -> Callable[[], None]:
         """Wait until this thread may write; the result passes the turn on."""
-        return self._turn.take() if self.is_sqlite else _nothing
+        return self._turn.take() if self.is_sqlite else no_turn_to_give_back
 
     def after_fork(self) -> None:
         """Forget connections and locks of the parent process without touching them."""
@@ -326,7 +326,7 @@ def _without_parameters() -> Iterator[None]:
         raise
 
 
-def _nothing() -> None:
+def no_turn_to_give_back() -> None:
     """No turn to give back."""
 
 

@@ -152,6 +152,13 @@ def storage(url: str) -> Iterator[Database]:
         database.close()
 
 
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan that PostgreSQL has explained as JSON, and all below it."""
+    yield plan
+    for each in plan.get("Plans", ()):
+        yield from nodes(each)
+
+
 def run(database: Database, work: Callable[[Connection], T]) -> T:
     """One transaction."""
     with database.write() as conn:

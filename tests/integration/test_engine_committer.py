@@ -272,3 +272,28 @@ def test_a_database_that_does_not_let_one_statement_claim_is_asked_by_several(
     assert told[0].startswith(
         "The database refuses to claim instances by one statement, and is asked by several from now on"
     )
+
+
+def test_the_committer_keeps_no_connection_while_it_has_nothing_to_write(postgres_url: str) -> None:
+    @workflow
+    async def quick(ctx: WorkflowContext) -> None: ...
+
+    async def main() -> None:
+        async with edda(postgres_url) as app:
+            assert app._engine is not None
+            committer = app._engine.committer
+            await app.result(await app.start(quick), timeout=20)
+            await until(lambda: committer.transactions > 0 and committer._kept._pooled is None)
+
+    asyncio.run(main())
+
+
+def test_a_worker_whose_committer_has_ended_says_so(database_url: str) -> None:
+    async def main() -> None:
+        async with edda(database_url) as app:
+            assert app._engine is not None
+            assert await app._engine.problems() == []
+            await app._engine.committer.stop()
+            assert await app._engine.problems() == ["Its committer has ended: no step is saved any more."]
+
+    asyncio.run(main())

@@ -42,7 +42,7 @@ from edda_engine.storage.units import (
     Unit,
     Wait,
 )
-from tests.integration.engines import Tables, run, storage
+from tests.integration.engines import Tables, nodes, run, storage
 from tests.support import eventually
 
 TURN = 20261125
@@ -433,12 +433,6 @@ def of_many(tables: Tables, first: int, last: int) -> None:
         f" SELECT 'i' || n, 'wf', 'tests', 'completed', 'h', '{{}}', 0, 1, 60, 0, 0, 'i' || n, now(), now()"
         f" FROM generate_series({first}, {last}) n"
     )
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for each in plan.get("Plans", ()):
-        yield from nodes(each)
 
 
 @contextmanager

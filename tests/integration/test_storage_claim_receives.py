@@ -22,7 +22,7 @@ from edda_engine.storage.database import Database
 from edda_engine.storage.messages import insert_messages
 from edda_engine.storage.serial import serialize_delivery
 from edda_engine.storage.starts import insert_instance
-from tests.integration.engines import Tables, run, storage
+from tests.integration.engines import Tables, nodes, run, storage
 
 PAID = WaitRequest(WaitKind.EVENT, "paid")
 DIRECT = WaitRequest(WaitKind.MESSAGE, DIRECT_CHANNEL)
@@ -321,9 +321,3 @@ def test_the_plan_reads_no_table_in_full(database: Database, tables: Tables, is_
         if node["Node Type"] == "Seq Scan" and node["Actual Rows"] + node.get("Rows Removed by Filter", 0) > 1000
     ]
     assert read == []
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for each in plan.get("Plans", ()):
-        yield from nodes(each)
