@@ -28,6 +28,7 @@ from edda_engine.runtime.probes import Probe
 from edda_engine.runtime.service import ServiceThread
 from edda_engine.runtime.wakeups import Alarm
 from edda_engine.storage import claim_at_once, claiming, instances, outlook
+from edda_engine.storage.alone import Kept
 from edda_engine.storage.claim_at_once import Claimed
 from edda_engine.storage.claiming import Lease
 from edda_engine.storage.database import Database, is_outage, may_be_repeated
@@ -201,7 +202,7 @@ class Claimer:
         names = workflows.names()
         limit = limit if names else 0
         try:
-            found = await self._service.call(lambda: self._search(names, limit, is_told=is_told))
+            found = await self._service.alone(lambda kept: self._search(kept, names, limit, is_told=is_told))
             self._probe("claim.after_commit")
             known = [lease for lease in found.leases if lease.has_history and not executor.has_parked(lease)]
             pasts = await self._service.read(lambda conn: load_pasts(conn, known)) if known else {}
@@ -230,7 +231,7 @@ class Claimer:
         if found.leases and await self._is_woken_in(_BEGIN_SECONDS):
             return False
         try:
-            left = found.left if found.left is not None else await self._service.call(self._look_alone)
+            left = found.left if found.left is not None else await self._service.alone(self._look_alone)
         except Exception as error:
             await self._pause_after(error)
             return False
@@ -247,7 +248,9 @@ class Claimer:
             self._claim_again_seconds = _CLAIM_AGAIN_SECONDS
         return True
 
-    def _look_alone(self) -> Outlook:
+    def _look_alone(self, kept: Kept) -> Outlook:
+        if not self._database.is_sqlite:
+            return outlook.look_alone(kept.execute, service=self._service_name, names=workflows.names())
         with self._database.autocommitting() as conn:
             return self.look(conn)
 
@@ -310,20 +313,21 @@ class Claimer:
         _log.warning("The database answers again; work is claimed")
         self._has_outage = False
 
-    def _search(self, names: list[str], limit: int, *, is_told: bool) -> _Found:
+    def _search(self, kept: Kept, names: list[str], limit: int, *, is_told: bool) -> _Found:
         """On the service thread: deliver, and claim up to *limit* instances."""
         offers_again = names != self._offered_to
         if not offers_again and (self._database.is_sqlite or not is_told or limit == 0):
             # Nothing is locked in order to find nothing: SQLite admits one writer.
-            seen = self._look_alone()
+            seen = self._look_alone(kept)
             if not (seen.has_messages or (seen.has_due and limit)):
                 return _Found(seen)
         at_once: tuple[Lease, ...] = ()
         if not offers_again and limit >= _FOR_ONE_STATEMENT and self._takes_one_statement:
-            claimed = self._claim_at_once(names, limit)
+            claimed = self._claim_at_once(kept, names, limit)
             at_once = claimed.leases
             if not claimed.has_mail:
                 return _Found(None, at_once, is_full=limit == len(at_once))
+        kept.close()
         try:
             with self._database.write() as conn:
                 delivered, leases = self._take(conn, names, limit - len(at_once), offers_again=offers_again)
@@ -336,11 +340,11 @@ class Claimer:
         leases = [*at_once, *leases]
         return _Found(None, tuple(leases), delivered, is_full=0 < limit == len(leases))
 
-    def _claim_at_once(self, names: list[str], limit: int) -> Claimed:
+    def _claim_at_once(self, kept: Kept, names: list[str], limit: int) -> Claimed:
         self._probe("claim.before_commit")
-        execute, about = self._database.execute_alone, {"worker_id": self._worker_id, "service": self._service_name}
+        about = {"worker_id": self._worker_id, "service": self._service_name}
         try:
-            claimed = claim_at_once.claim_at_once(execute, names=names, limit=limit, **about)
+            claimed = claim_at_once.claim_at_once(kept.execute, names=names, limit=limit, **about)
         except DBAPIError as refused:
             if may_be_repeated(refused):
                 raise

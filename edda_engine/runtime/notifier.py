@@ -3,8 +3,10 @@
 How it thinks. A request's thread only leaves a note; a thread of ours sends it, so that no commit of a user waits for
 a notification and no transaction of a user contains one. Many notes within a few milliseconds become one: the first is
 sent at once, what comes meanwhile a moment later. The thread and its connection are made for the first note and end
-when there has been none for a while, so a process that seldom starts something holds nothing. Beside an engine no
-connection is kept: one of the engine's is used for a moment, so that its process needs no more than it says.
+when there has been none for a while, so a process that seldom starts something holds nothing. While the thread has its
+connection and nothing to do, the request puts the note on the wire itself, which is quicker than to wake somebody for it;
+the answer is taken by whoever comes next. Beside an engine no connection is kept: one of the engine's is used for a moment, so
+that its process needs no more than it says.
 
 A note may be lost, with the process or the connection. Then the workers find the work when they next look by
 themselves. On SQLite nothing is sent: there every process sees that the file has changed.
@@ -16,6 +18,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,13 +27,17 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from edda_engine.storage.database import Database
-from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL, notify
+from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL, notify, post, take_answer
 
 _log = logging.getLogger(__name__)
 
 TOGETHER_SECONDS = 0.01
 IDLE_SECONDS = 5.0
 _AT_EXIT_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+
+_Notes = set[tuple[str, str]]
+"""Channels and payloads."""
 
 _everywhere: weakref.WeakSet[Notifier] = weakref.WeakSet()
 
@@ -71,6 +78,8 @@ class Notifier:
             self.is_beside_engine = False
             self._begin_anew()  # a child of fork(): the thread, and the engine, are the parent's
         with self._changed:
+            if self._post(channel, payload):
+                return
             self._noted.add((channel, payload))
             if self._thread is None:
                 self._start_thread()
@@ -79,9 +88,25 @@ class Notifier:
     def _begin_anew(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._noted: set[tuple[str, str]] = set()
+        self._noted: _Notes = set()
+        self._posted: _Notes = set()
+        """What was sent last by who noted it; the server has answered, or will."""
+        self._posted_at = 0.0
+        self._idle: Connection | None = None
+        """The thread's, while it waits for notes."""
         self._is_closing = False
         self._thread: threading.Thread | None = None
+
+    def _post(self, channel: str, payload: str) -> bool:
+        """Send a note from here, without waiting; False if that is left to the thread."""
+        now = time.monotonic()
+        if self._idle is None or now - self._posted_at < TOGETHER_SECONDS:
+            return False
+        with suppress(Exception):  # it broke while it was idle
+            if post(self._idle, channel, payload):
+                self._posted, self._posted_at = {(channel, payload)}, now
+                return True
+        return False
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._work, name="edda-notifier", daemon=True)
@@ -95,8 +120,8 @@ class Notifier:
     def _work(self) -> None:
         conn: Connection | None = None
         try:
-            while notes := self._next_notes():
-                conn = self._send(conn, notes)
+            while any(notes := self._next_notes(conn)):
+                conn = self._send(conn, *notes)
                 if conn is not None and self.is_beside_engine:
                     conn.close()  # back into the pool
                     conn = None
@@ -108,20 +133,28 @@ class Notifier:
                     self._thread, self._is_closing = None, False
             _let_go(conn)
 
-    def _next_notes(self) -> set[tuple[str, str]]:
-        """Wait for notes; none means that the thread is to end, and that the next note needs another one."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._noted or self._is_closing, self._idle_seconds)
-            notes, self._noted = self._noted, set()
-            if not notes:
-                self._thread, self._is_closing = None, False
-            return notes
+    def _next_notes(self, conn: Connection | None) -> tuple[_Notes, _Notes]:
+        """Wait for notes; with them comes what was posted meanwhile.
 
-    def _send(self, conn: Connection | None, notes: set[tuple[str, str]]) -> Connection | None:
+        None of either means that the thread is to end, and that the next note needs another one.
+        """
+        with self._changed:
+            self._idle = conn
+            self._changed.wait_for(lambda: self._noted or self._is_closing, self._idle_seconds)
+            self._idle = None
+            notes, posted, self._noted, self._posted = self._noted, self._posted, set(), set()
+            if not notes and not posted:
+                self._thread, self._is_closing = None, False
+            return notes, posted
+
+    def _send(self, conn: Connection | None, notes: _Notes, posted: _Notes) -> Connection | None:
         for _ in range(2):  # the first connection may be one that broke while it was idle
             try:
                 if conn is None:
                     conn = self._find_database().autocommitting()
+                    notes = notes | posted
+                elif posted:
+                    take_answer(conn, within=_ANSWER_SECONDS)
                 for channel, payload in notes:
                     notify(conn, channel, payload)
                 return conn

@@ -72,7 +72,7 @@ class Kept:
         :raises DBAPIError: as SQLAlchemy would say it.
         """
         engine = self._engine = self._engine or self._find_engine()
-        if _is_heard(engine):
+        if is_heard(engine):
             self.close()
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
                 return conn.execute(statement.statement, given).all()
@@ -129,7 +129,7 @@ class Kept:
             pooled.invalidate()
 
 
-def _is_heard(engine: Engine) -> bool:
+def is_heard(engine: Engine) -> bool:
     """Whether its statements are to go SQLAlchemy's way: somebody listens, or they are to be logged, or to be changed."""
     is_listened_to = any(getattr(engine.dispatch, name) for name in _HEARD)
     return is_listened_to or bool(engine.get_execution_options()) or engine._should_log_info()

@@ -7,10 +7,13 @@ notify queue at their commits for one lock of the whole server.
 
 from __future__ import annotations
 
+import selectors
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, text
+
+from edda_engine.storage.alone import is_heard
 
 WAKE_CHANNEL = "edda_wake"
 """Something became due, or was sent. The payload is the service whose workers are to look; empty: all of them."""
@@ -32,6 +35,50 @@ def notify(conn: Connection, channel: str, payload: str) -> None:
     """Tell whoever listens; does nothing on SQLite."""
     if conn.dialect.name == "postgresql":
         conn.execute(_NOTIFY, {"channel": channel, "payload": payload})
+
+
+def post(conn: Connection, channel: str, payload: str) -> bool:
+    """Send the same without waiting for anything; False if it was not sent, perhaps because an answer is still to come.
+
+    Of what was posted the answers have to be taken, by the next post or by :func:`take_answer`, before anything else is
+    asked on the connection, which commits by itself.
+
+    :raises Exception: the connection is broken.
+    """
+    raw: Any = conn.connection.dbapi_connection
+    is_plain = conn.dialect.driver == "psycopg" and type(raw) is conn.dialect.loaded_dbapi.Connection
+    if not is_plain or is_heard(conn.engine):
+        return False
+    raw.pgconn.consume_input()  # also that the server has closed it
+    if not _is_answered(raw, conn.dialect.loaded_dbapi):
+        return False
+    raw.pgconn.send_query_params(b"SELECT pg_notify($1, $2)", [channel.encode(), payload.encode()])
+    is_sent: bool = raw.pgconn.flush() == 0
+    return is_sent
+
+
+def take_answer(conn: Connection, *, within: float) -> None:
+    """Wait for the answer to what was posted, for so many seconds.
+
+    :raises Exception: there is none, or it is a refusal.
+    """
+    raw: Any = conn.connection.dbapi_connection
+    with selectors.DefaultSelector() as selector:
+        selector.register(raw.fileno(), selectors.EVENT_READ)
+        while not _is_answered(raw, conn.dialect.loaded_dbapi):
+            if not selector.select(within):
+                raise ConnectionError(f"the server has not answered for {within:g} s")
+            raw.pgconn.consume_input()
+
+
+def _is_answered(raw: Any, driver: Any) -> bool:
+    while not raw.pgconn.is_busy():
+        answer = raw.pgconn.get_result()
+        if answer is None:
+            return True
+        if answer.status != driver.pq.ExecStatus.TUPLES_OK:
+            raise ConnectionError(raw.pgconn.error_message.decode(errors="replace").strip())
+    return False
 
 
 def can_listen(conn: Connection) -> bool:

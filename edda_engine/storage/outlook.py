@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, bindparam, exists, literal, or_, select, true
 
 from edda_engine.core.status import WAITING, Status
+from edda_engine.storage.alone import Alone, Execute
 from edda_engine.storage.prepared import Prepared, is_one_of
 from edda_engine.storage.schema import inbox, instances, messages
 from edda_engine.storage.types import clock, seconds_since
@@ -55,8 +57,7 @@ def is_any_in_order(order: ColumnElement[Any], *conditions: ColumnElement[bool])
     return first.scalar_subquery().is_not(None)
 
 
-@Prepared
-def _LOOK(dialect: str) -> Any:
+def _looking(dialect: str) -> Any:
     is_any = is_any_in_order if dialect == "postgresql" else _is_any
     of_service = _C.service == bindparam("of_service")
     due = is_any(_C.wake_at, of_service, is_one_of(dialect, _C.workflow_name, "names"), _C.wake_at <= clock())
@@ -72,12 +73,25 @@ def _LOOK(dialect: str) -> Any:
     return select(always, following).select_from(always.outerjoin(following, true()))
 
 
+_LOOK = Prepared(_looking)
+_LOOK_ALONE = Alone(partial(_looking, "postgresql"))
+
+
 def look(conn: Connection, *, service: str, names: Collection[str]) -> Outlook:
     """What is due of these workflows, whether a message waits for its delivery, and what will be due next.
 
     Who can run what is due next does not matter: looking again then, in vain, is cheaper than to look past others'.
     """
-    row = conn.execute(_LOOK.on(conn), {"of_service": service, "names": names}).one()
+    return _as_outlook(conn.execute(_LOOK.on(conn), {"of_service": service, "names": names}).one())
+
+
+def look_alone(execute: Execute, *, service: str, names: Collection[str]) -> Outlook:
+    """The same by a statement alone; only on PostgreSQL."""
+    (row,) = execute(_LOOK_ALONE, {"of_service": service, "names": names})
+    return _as_outlook(row)
+
+
+def _as_outlook(row: Any) -> Outlook:
     if row.instance_id is None:
         return Outlook(bool(row.has_due), bool(row.has_messages), None)
     following_one = Next(row.instance_id, float(row.seconds), Status(row.status) in WAITING)
