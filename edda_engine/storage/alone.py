@@ -12,12 +12,11 @@ from __future__ import annotations
 import logging
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property, partial
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import Any, cast
 
-from sqlalchemy import Dialect, Engine, Executable
+from sqlalchemy import BindParameter, Dialect, Engine, Executable
 from sqlalchemy.exc import DBAPIError
 
 _log = logging.getLogger(__name__)
@@ -76,7 +75,9 @@ class Kept:
             self.close()
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
                 return conn.execute(statement.statement, given).all()
-        return statement._for(engine.dialect).execute(partial(self._cursor, engine), given)
+        compiled = statement._for(engine.dialect)
+        with self._cursor(engine, compiled, given) as cursor:
+            return compiled.rows(cursor)
 
     def close(self) -> None:
         """Nothing follows: it is the pool's again, and an ordinary one. What cannot be given back is thrown away."""
@@ -94,7 +95,7 @@ class Kept:
                 raise
 
     @contextmanager
-    def _cursor(self, engine: Engine, text: _Text, values: Mapping[str, Any]) -> Iterator[Any]:
+    def _cursor(self, engine: Engine, compiled: _Compiled, given: Mapping[str, Any]) -> Iterator[Any]:
         driver = engine.dialect.loaded_dbapi
         try:
             if self._pooled is None:
@@ -102,15 +103,15 @@ class Kept:
                 raw = self._pooled.dbapi_connection
                 raw.rollback()  # of what a listener of the pool has asked, perhaps; sends nothing if that is nothing
                 self._was_autocommit, raw.autocommit = raw.autocommit, True
-            with text.executed(self._pooled.dbapi_connection, driver, values) as cursor:
+            with compiled.executed(self._pooled.dbapi_connection, driver, given) as cursor:
                 yield cursor
         except driver.Error as error:
-            raise self._refused(engine, text, error) from error
+            raise self._refused(engine, compiled.text, error) from error
         except BaseException:
             self._throw_away()
             raise
 
-    def _refused(self, engine: Engine, text: _Text, error: Any) -> BaseException:
+    def _refused(self, engine: Engine, text: str, error: Any) -> BaseException:
         dialect, pooled = engine.dialect, self._pooled
         is_lost = pooled is not None and dialect.is_disconnect(error, pooled.dbapi_connection, None)
         if is_lost:
@@ -118,7 +119,7 @@ class Kept:
             self._pooled = None
         self._throw_away()
         refused: BaseException = DBAPIError.instance(
-            text.named, None, error, dialect.loaded_dbapi.Error,
+            text, None, error, dialect.loaded_dbapi.Error,
             hide_parameters=True, connection_invalidated=is_lost, dialect=dialect,
         )  # fmt: skip
         return refused
@@ -136,39 +137,40 @@ def is_heard(engine: Engine) -> bool:
 
 
 class _Compiled:
-    """A statement as a driver takes it, and what its values and rows pass through."""
+    """A statement as a driver takes it, and what its rows pass through."""
 
     def __init__(self, statement: Any, dialect: Dialect) -> None:
-        self._dialect = dialect
-        compiled = statement.compile(dialect=dialect)
-        self._text = _Text(str(compiled), *_numbered(statement, dialect))
-        assert not compiled.post_compile_params, "a list in the text would be another statement for each length"
-        to_driver = {
-            name: (bind, bind.type.dialect_impl(dialect).bind_processor(dialect))
-            for bind, name in compiled.bind_names.items()
-        }
-        self._given = {name: process for name, (bind, process) in to_driver.items() if bind.required}
-        self._always = {
-            name: bind.effective_value if process is None else process(bind.effective_value)
-            for name, (bind, process) in to_driver.items()
-            if not bind.required
-        }
+        self._statement, self._dialect = statement, dialect
+        is_psycopg = dialect.driver == "psycopg"
+        self._numbered = _Text(statement, dialect, written_for=_numbering(dialect)) if is_psycopg else None
         columns = list(statement.exported_columns)
         self._row = _row_of([column.name for column in columns])
         self._types = [column.type.dialect_impl(dialect) for column in columns]
         self._from_driver: list[tuple[int, Callable[[Any], Any]]] | None = None
 
-    def execute(
-        self, cursor_of: Callable[[_Text, Mapping[str, Any]], AbstractContextManager[Any]], given: Mapping[str, Any]
-    ) -> list[Any]:
-        values = dict(self._always)
-        for name, process in self._given.items():
-            values[name] = given[name] if process is None else process(given[name])
-        with cursor_of(self._text, values) as cursor:
-            rows = cursor.fetchall()
-            if self._from_driver is None:
-                self._from_driver = list(self._processes([column[1] for column in cursor.description]))
-        return [self._read(row, self._from_driver) for row in rows]
+    @cached_property
+    def _named(self) -> _Text:
+        return _Text(self._statement, self._dialect, written_for=self._dialect)
+
+    @property
+    def text(self) -> str:
+        """What an error may show."""
+        return (self._numbered or self._named).sql
+
+    def executed(self, raw: Any, driver: Any, given: Mapping[str, Any]) -> Any:
+        """A cursor with the rows."""
+        # A connection or cursors of another class, a tracer's perhaps, are not passed by.
+        if self._numbered is not None and type(raw) is driver.Connection and raw.cursor_factory is driver.Cursor:
+            return driver.RawCursor(raw).execute(self._numbered.sql, self._numbered.in_order(given))
+        cursor = raw.cursor()
+        cursor.execute(self._named.sql, self._named.by_name(given))
+        return cursor
+
+    def rows(self, cursor: Any) -> list[Any]:
+        """All rows of a cursor."""
+        if self._from_driver is None:
+            self._from_driver = list(self._processes([column[1] for column in cursor.description]))
+        return [self._read(row, self._from_driver) for row in cursor.fetchall()]
 
     def _processes(self, kinds: list[Any]) -> Iterator[tuple[int, Callable[[Any], Any]]]:
         """By the number of the column, for what the driver calls the types of the columns."""
@@ -191,30 +193,48 @@ def _row_of(names: list[str]) -> Callable[[Sequence[Any]], Any]:
     return cast("Callable[[Sequence[Any]], Any]", made._make)
 
 
-@dataclass(frozen=True, slots=True)
 class _Text:
-    """A statement as a driver takes it."""
+    """The text of a statement, and what its parameters pass through."""
 
-    named: str
-    """With the names of its parameters."""
-    numbered: str | None
-    """With their numbers, as PostgreSQL has it; ``None`` for another driver than psycopg."""
-    names: tuple[str, ...]
-    """Their names, in the order of the numbers."""
+    def __init__(self, statement: Any, dialect: Dialect, *, written_for: Dialect) -> None:
+        compiled = statement.compile(dialect=written_for)
+        assert not compiled.post_compile_params, "a list in the text would be another statement for each length"
+        self.sql = str(compiled)
+        self.names: tuple[str, ...] = tuple(compiled.positiontup or compiled.bind_names.values())
+        """Of the parameters; if they have numbers, in their order."""
+        self._processes: dict[str, Callable[[Any], Any] | None] = {}
+        self._always: dict[str, Any] = {}
+        for bind, name in compiled.bind_names.items():
+            process = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            if bind.required:
+                self._processes[name] = process
+            else:
+                self._always[name] = bind.effective_value if process is None else process(bind.effective_value)
 
-    def executed(self, raw: Any, driver: Any, values: Mapping[str, Any]) -> Any:
-        """A cursor with the rows."""
-        # A connection or cursors of another class, a tracer's perhaps, are not passed by.
-        if self.numbered is None or type(raw) is not driver.Connection or raw.cursor_factory is not driver.Cursor:
-            cursor = raw.cursor()
-            cursor.execute(self.named, values)
-            return cursor
-        return driver.RawCursor(raw).execute(self.numbered, [values[name] for name in self.names])
+    def by_name(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All values as the driver takes them."""
+        values = dict(self._always)
+        for name, process in self._processes.items():
+            values[name] = given[name] if process is None else process(given[name])
+        return values
+
+    def in_order(self, given: Mapping[str, Any]) -> list[Any]:
+        """The same, for numbers."""
+        values = self.by_name(given)
+        return [values[name] for name in self.names]
 
 
-def _numbered(statement: Any, dialect: Dialect) -> tuple[str | None, tuple[str, ...]]:
-    if dialect.driver != "psycopg":
-        return None, ()
+def _numbering(dialect: Dialect) -> Dialect:
+    """The same dialect, with numbers for the parameters that are to be given, and all others written into the text."""
     of_kind: Any = type(dialect)
-    compiled = statement.compile(dialect=of_kind(paramstyle="numeric_dollar"))
-    return str(compiled), tuple(compiled.positiontup)
+    made = of_kind(paramstyle="numeric_dollar")
+    usual: Any = made.statement_compiler
+
+    class Compiler(usual):  # type: ignore[misc]
+        def visit_bindparam(self, bindparam: BindParameter[Any], literal_binds: bool = False, **options: Any) -> Any:
+            # A backslash may be more than itself, as the server is set up.
+            is_constant = literal_binds or not (bindparam.required or "\\" in str(bindparam.effective_value))
+            return super().visit_bindparam(bindparam, literal_binds=is_constant, **options)
+
+    made.statement_compiler = Compiler
+    return cast("Dialect", made)

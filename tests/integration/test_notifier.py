@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
-from edda_engine.runtime.notifier import Notifier
+from edda_engine.runtime.notifier import TOGETHER_SECONDS, Notifier
 from edda_engine.storage.notifications import OUTBOX_CHANNEL, WAKE_CHANNEL
 from edda_wsgi import WorkflowContext, workflow
 from tests.integration.engines import Tables, storage
@@ -198,6 +199,73 @@ def test_the_last_note_of_a_burst_is_not_forgotten(postgres_url: str, listener: 
             assert listener.next() == (WAKE_CHANNEL, f"second {number}")
 
 
+# Without waking somebody for it.
+
+
+def is_resting(notifier: Notifier) -> bool:
+    """Whether its thread has a connection, and nothing to do; and the pause after the last note is over."""
+    return notifier._idle is not None and time.monotonic() - notifier._posted_at > TOGETHER_SECONDS
+
+
+def test_who_notes_something_while_the_thread_rests_sends_it(
+    postgres_url: str, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with notifying(postgres_url) as notifier:
+        notifier.notify("first")
+        listener.next()
+        eventually(lambda: is_resting(notifier))
+        with monkeypatch.context() as patch:
+            patch.setattr(notifier, "_send", None)
+            for number in range(5):
+                notifier.notify(f"another {number}")
+                assert listener.next() == (WAKE_CHANNEL, f"another {number}")
+                eventually(lambda: is_resting(notifier))
+        notifier.notify("at once")
+        notifier.notify("in a moment")
+        notifier.close(20)
+        assert listener.rest() == [(WAKE_CHANNEL, "at once"), (WAKE_CHANNEL, "in a moment")]
+
+
+def test_what_was_sent_and_not_answered_is_sent_again(
+    postgres_url: str, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_cut(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the network is gone")
+
+    with notifying(postgres_url) as notifier:
+        notifier.notify("first")
+        listener.next()
+        eventually(lambda: is_resting(notifier))
+        monkeypatch.setattr("edda_engine.runtime.notifier.take_answer", is_cut)
+        notifier.notify("second")
+        notifier.close(20)
+        assert listener.rest() == [(WAKE_CHANNEL, "second")] * 2
+
+
+def test_a_server_that_refuses_a_note_is_asked_again(postgres_url: str, listener: Listener) -> None:
+    with notifying(postgres_url) as notifier:
+        notifier.notify("first")
+        listener.next()
+        eventually(lambda: is_resting(notifier))
+        notifier.notify("x" * 8000)  # more than a notification may hold
+        eventually(lambda: is_resting(notifier))
+        notifier.notify("after")
+        assert listener.next() == (WAKE_CHANNEL, "after")
+
+
+def test_who_listens_to_statements_sees_all_notes(postgres_url: str, listener: Listener) -> None:
+    executed: list[str] = []
+    with storage(postgres_url) as database:
+        notifier = Notifier(lambda: database)
+        event.listen(database.service, "before_cursor_execute", lambda *args: executed.append(args[2]))
+        for number in range(3):
+            notifier.notify(f"{number}")
+            assert listener.next() == (WAKE_CHANNEL, f"{number}")
+            eventually(lambda: notifier._idle is not None)
+        notifier.close(20)
+    assert len([statement for statement in executed if "pg_notify" in statement]) == 3
+
+
 # Nothing is held for long, nothing is in the way.
 
 
@@ -211,6 +279,12 @@ def test_an_idle_notifier_ends_its_thread_and_closes_its_connection_and_begins_a
             listener.next()
             eventually(lambda: not notifier_threads())
             eventually(lambda: connections(tables) <= 1)  # the one that made the tables
+        for _ in range(2):
+            notifier.notify("shop")
+            listener.next()
+            eventually(lambda: is_resting(notifier))
+        eventually(lambda: not notifier_threads())
+        eventually(lambda: connections(tables) <= 1)
 
 
 def test_a_connection_that_was_ended_while_idle_is_replaced(postgres_url: str, listener: Listener) -> None:

@@ -9,7 +9,20 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Float, cast, create_engine, event, func, literal, literal_column, make_url, select, text
+from sqlalchemy import (
+    Float,
+    Text,
+    bindparam,
+    cast,
+    create_engine,
+    event,
+    func,
+    literal,
+    literal_column,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
@@ -24,6 +37,7 @@ _SAID = Alone(
     lambda: select(
         literal("a%b").label("text"),
         literal_column("'100%'").label("percent"),
+        literal("it's a \\ and a $1").label("quoted"),
         cast(1.5, Float).label("number"),
         clock().label("now"),
         literal(datetime(2026, 1, 2, 3, 4, 5, 6, UTC), UtcTimestamp()).label("then"),
@@ -58,8 +72,23 @@ def test_its_rows_are_those_of_sqlalchemy(database: Database) -> None:
     without_now = [name for name in found._fields if name != "now"]
     assert [getattr(found, name) for name in without_now] == [getattr(other, name) for name in without_now]
     assert (found.text, found.percent, found.is_named) == ("a%b", "100%", True)
+    assert found.quoted == "it's a \\ and a $1"
     assert found.now.tzinfo is other.now.tzinfo is UTC
     assert database.execute_alone(_SAID, {"names": []})[0].is_named is False
+
+
+_ODD = ["", "NULL", "a,b", '"', "\\", '\\"', "{}", "\n\t ", "ü'%s$1", "\x01"]
+
+
+@pytest.mark.parametrize("odd", _ODD)
+def test_a_list_holds_whatever_texts_can_be(database: Database, odd: str) -> None:
+    is_there = Alone(lambda: select(is_one_of("postgresql", bindparam("odd", type_=Text()), "names").label("is_there")))
+    others = [other for other in _ODD if other != odd]
+    for names, expected in (([*others, odd], True), (others, False)):
+        given = {"odd": odd, "names": names}
+        assert database.execute_alone(is_there, given)[0].is_there is expected
+        with database.autocommitting() as conn:
+            assert conn.execute(is_there.statement, given).scalar_one() is expected
 
 
 def test_a_cursor_class_of_the_application_sees_it(postgres_url: str) -> None:

@@ -399,18 +399,17 @@ def test_a_plan_made_when_the_table_was_small_reads_it_at_most_once(
     if is_counted:
         of_many(tables, 1, 40)
         tables.execute("ANALYZE edda_instances")
-    text_of = statement._for(database.service.dialect)
+    written = statement._for(database.service.dialect)._numbered
+    assert written is not None
     given = {"ids": json.dumps([f"i{n}" for n in range(1, 301)]), "leaving": []}
-    values = text_of._always | dict.fromkeys(text_of._given, "[]") | given
-    assert text_of._text.numbered is not None
+    with_plan = written.in_order(dict.fromkeys(written.names, "[]") | given)
     with database.service.connect() as conn:
         raw: Any = conn.connection.dbapi_connection
         cursor = psycopg.ClientCursor(raw)
         cursor.execute("SET LOCAL plan_cache_mode = force_generic_plan")
-        cursor.execute(f"PREPARE writing AS {text_of._text.numbered}")
-        places = ", ".join(["%s"] * len(text_of._text.names))
+        cursor.execute(f"PREPARE writing AS {written.sql}")
+        places = ", ".join(["%s"] * len(written.names))
         explain = f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE writing({places})"
-        with_plan = [values[name] for name in text_of._text.names]
         cursor.execute(explain, with_plan)
         of_many(tables, 41, 5000)
         (found,) = cursor.execute(explain, with_plan).fetchone() or ()

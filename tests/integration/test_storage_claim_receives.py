@@ -300,18 +300,17 @@ def test_the_plan_reads_no_table_in_full(database: Database, tables: Tables, is_
         tables.execute("ANALYZE")
     parked(database, "a")
     sent(database, "a")
-    text = claiming_at_once._CLAIM._for(database.service.dialect)
+    written = claiming_at_once._CLAIM._for(database.service.dialect)._numbered
+    assert written is not None
     given = {"worker_id": "w", "of_service": "tests", "names": NAMES, "at_most": 10, "at_most_new": 5}
-    values = text._always | given
-    assert text._text.numbered is not None
     with database.service.connect() as conn:
         raw: Any = conn.connection.dbapi_connection
         cursor = psycopg.ClientCursor(raw)
         cursor.execute(f"SET LOCAL plan_cache_mode = {plan}")
-        cursor.execute(f"PREPARE claiming AS {text._text.numbered}")
-        places = ", ".join(["%s"] * len(text._text.names))
+        cursor.execute(f"PREPARE claiming AS {written.sql}")
+        places = ", ".join(["%s"] * len(written.names))
         explain = f"EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE claiming({places})"
-        (found,) = cursor.execute(explain, [values[name] for name in text._text.names]).fetchone() or ()
+        (found,) = cursor.execute(explain, written.in_order(given)).fetchone() or ()
         assert cursor.execute("SELECT count(*) FROM edda_history WHERE instance_id = 'a'").fetchone() == (1,)
         raw.rollback()
         cursor.execute("DEALLOCATE claiming")
