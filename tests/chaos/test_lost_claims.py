@@ -98,7 +98,9 @@ class Story:
 
 
 @BOTH_ORDERS
-def test_the_worker_that_had_claimed_claims_again(postgres: PrivatePostgres, first_to_go_on: int) -> None:
+def test_what_was_claimed_as_the_server_crashed_is_claimed_again_by_the_same_worker(
+    postgres: PrivatePostgres, first_to_go_on: int
+) -> None:
     story = Story()
 
     async def main() -> None:
@@ -112,7 +114,9 @@ def test_the_worker_that_had_claimed_claims_again(postgres: PrivatePostgres, fir
 
 
 @BOTH_ORDERS
-def test_another_worker_claims(postgres: PrivatePostgres, first_to_go_on: int) -> None:
+def test_what_was_claimed_as_the_server_crashed_is_claimed_by_another_worker(
+    postgres: PrivatePostgres, first_to_go_on: int
+) -> None:
     story = Story()
 
     async def main() -> None:
