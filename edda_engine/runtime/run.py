@@ -13,7 +13,6 @@ import asyncio
 import inspect
 import itertools
 from collections.abc import Callable, Coroutine
-from dataclasses import replace
 from typing import Any, NoReturn
 
 from edda_engine.activity import Activity
@@ -104,7 +103,7 @@ class Run:
     def resume(self, lease: Lease, *, is_due: bool) -> None:
         """Go on with a new lease, nobody having had the instance in between."""
         self.lease = lease
-        self.holder = replace(self.holder, epoch=lease.epoch)
+        self.holder = Holder(lease.instance_id, self.worker_id, lease.epoch)
         self._goes_on()
         if lease.is_cancelled:
             self.ask_to_stop()

@@ -25,7 +25,7 @@ SQLite has no ``INSERT`` in a ``WITH``.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
@@ -89,11 +89,10 @@ def claim_at_once(execute: Execute, *, worker_id: str, service: str, names: Coll
 
 
 def _as_lease(row: Any) -> Lease:
-    lease = as_lease(row[1:])
     if row.event_data is None:
-        return lease
+        return as_lease(row[1:])
     received = Recorded(row.activity_id, row.branch, row.position, row.event_type, parse(row.event_data))
-    return replace(lease, received=received)
+    return as_lease(row[1:], received)
 
 
 def prepare(dialect: Dialect) -> None:
