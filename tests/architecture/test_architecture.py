@@ -101,9 +101,9 @@ def test_only_what_looks_or_notifies_uses_connections_that_commit_by_themselves(
 
 
 def test_only_the_committer_and_the_claimer_write_with_statements_that_are_alone() -> None:
-    ways = (".execute_alone", "database.kept(")
+    ways = (".execute_alone(", "database.kept(", "service.alone(")
     who = {shown(path) for path in SOURCES if any(way in path.read_text() for way in ways)}
-    assert who == {"edda_engine/runtime/claimer.py", "edda_engine/runtime/committer.py"}
+    assert who == {f"edda_engine/runtime/{name}.py" for name in ("claimer", "committer", "service")}
 
 
 # Probes.
