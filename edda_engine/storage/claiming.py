@@ -121,6 +121,7 @@ LEASED: tuple[ColumnElement[Any], ...] = (
 def as_lease(row: Sequence[Any], received: Recorded | None = None) -> Lease:
     """The lease that a row tells of, which begins with :data:`LEASED`."""
     # Not `IS NOT NULL` in SQL: SQLite 3.40 answers it wrongly in RETURNING.
+    is_cancelled, mailbox, takeovers, progress = row[6] is not None, row[7], row[8], row[9]
     return Lease(
-        row[0], row[1], row[2], row[3], float(row[4]), row[5], row[6] is not None, *row[7:10], received=received
+        row[0], row[1], row[2], row[3], float(row[4]), row[5], is_cancelled, mailbox, takeovers, progress, received
     )
