@@ -76,11 +76,8 @@ def tell(loop: asyncio.AbstractEventLoop, resolve: Callable[[Any], None], found:
         loop.call_soon_threadsafe(resolve, found)
 
 
-async def run_on(threads: DaemonThreads, work: Callable[[], T], *, after: Callable[[], None] | None = None) -> T:
-    """Run *work* on one of the threads and wait for what it returns or raises.
-
-    :param after: What the thread does when it has told, so that nobody waits for that.
-    """
+async def run_on(threads: DaemonThreads, work: Callable[[], T]) -> T:
+    """Run *work* on one of the threads and wait for what it returns or raises."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -90,8 +87,6 @@ async def run_on(threads: DaemonThreads, work: Callable[[], T], *, after: Callab
         except BaseException as error:  # whoever waits gets it, SystemExit too
             found = error
         tell(loop, partial(resolve, future), found)
-        if after is not None:
-            after()
 
     threads.put(job)
     return await future

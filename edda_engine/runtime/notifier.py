@@ -1,7 +1,7 @@
 """Tells the workers of other processes, after a commit, that there is something to do.
 
-How it thinks. A request's thread only leaves a note; a thread of ours sends it, so that no commit of a user waits for
-a notification and no transaction of a user contains one. Many notes within a few milliseconds become one: the first is
+How it thinks. A request's thread leaves a note; a thread of ours sends it, so that no commit of a user waits for
+a notification and no transaction of a user contains one. Many notes within a few milliseconds become few: the first is
 sent at once, what comes meanwhile a moment later. The thread and its connection are made for the first note and end
 when there has been none for a while, so a process that seldom starts something holds nothing. While the thread has its
 connection and nothing to do, the request puts the note on the wire itself, which is quicker than to wake somebody for it;
@@ -100,13 +100,17 @@ class Notifier:
     def _post(self, channel: str, payload: str) -> bool:
         """Send a note from here, without waiting; False if that is left to the thread."""
         now = time.monotonic()
-        if self._idle is None or now - self._posted_at < TOGETHER_SECONDS:
+        if self._idle is None or self.is_beside_engine or now - self._posted_at < TOGETHER_SECONDS:
             return False
-        with suppress(Exception):  # it broke while it was idle
-            if post(self._idle, channel, payload):
-                self._posted, self._posted_at = {(channel, payload)}, now
-                return True
-        return False
+        try:
+            is_posted = post(self._idle, channel, payload)
+        except Exception:  # it broke while it was idle, or what was posted last was refused
+            self._noted |= self._posted
+            self._posted = set()
+            return False
+        if is_posted:
+            self._posted, self._posted_at = {(channel, payload)}, now
+        return is_posted
 
     def _start_thread(self) -> None:
         thread = threading.Thread(target=self._work, name="edda-notifier", daemon=True)

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from edda_engine.runtime.handing import run_on
 from edda_engine.runtime.probes import Probe, no_probe
 from edda_engine.storage.alone import Kept
 from edda_engine.storage.database import Database, is_outage
@@ -68,7 +67,9 @@ class ServiceThread:
     async def alone(self, work: Callable[[Kept], T]) -> T:
         """Run *work*, which executes statements alone, on the thread; it closes what it has before it does anything else."""
         kept = self._database.kept()
-        return await run_on(self._executor, lambda: work(kept), after=kept.close)
+        working = asyncio.get_running_loop().run_in_executor(self._executor, work, kept)
+        self._executor.put(kept.close)  # when that is done, and nobody waits for it any more
+        return await working
 
     async def wait_until_reachable(self) -> None:
         """Return once the database answers a query."""

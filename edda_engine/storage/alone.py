@@ -136,6 +136,11 @@ def is_heard(engine: Engine) -> bool:
     return is_listened_to or bool(engine.get_execution_options()) or engine._should_log_info()
 
 
+def takes_plain_text(raw: Any, driver: Any) -> bool:
+    """Whether a connection and its cursors are psycopg's own. Those of another class, a tracer's perhaps, are not passed by."""
+    return type(raw) is driver.Connection and raw.cursor_factory is driver.Cursor
+
+
 class _Compiled:
     """A statement as a driver takes it, and what its rows pass through."""
 
@@ -159,8 +164,7 @@ class _Compiled:
 
     def executed(self, raw: Any, driver: Any, given: Mapping[str, Any]) -> Any:
         """A cursor with the rows."""
-        # A connection or cursors of another class, a tracer's perhaps, are not passed by.
-        if self._numbered is not None and type(raw) is driver.Connection and raw.cursor_factory is driver.Cursor:
+        if self._numbered is not None and takes_plain_text(raw, driver):
             return driver.RawCursor(raw).execute(self._numbered.sql, self._numbered.in_order(given))
         cursor = raw.cursor()
         cursor.execute(self._named.sql, self._named.by_name(given))
@@ -232,9 +236,13 @@ def _numbering(dialect: Dialect) -> Dialect:
 
     class Compiler(usual):  # type: ignore[misc]
         def visit_bindparam(self, bindparam: BindParameter[Any], literal_binds: bool = False, **options: Any) -> Any:
-            # A backslash may be more than itself, as the server is set up.
-            is_constant = literal_binds or not (bindparam.required or "\\" in str(bindparam.effective_value))
+            is_constant = literal_binds or (not bindparam.required and _means_itself(bindparam.value))
             return super().visit_bindparam(bindparam, literal_binds=is_constant, **options)
 
     made.statement_compiler = Compiler
     return cast("Dialect", made)
+
+
+def _means_itself(value: Any) -> bool:
+    """Whether a constant may be written into any text: a backslash may be more than itself, as the server is set up."""
+    return isinstance(value, (bool, int)) or (isinstance(value, str) and "\\" not in value)

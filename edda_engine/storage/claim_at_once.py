@@ -14,9 +14,6 @@ If the claimer itself was the last to hold an instance, and that waits for nothi
 its body, which is usually suspended there, goes on at once (:mod:`edda_engine.storage.receiving`). For others it lies in the
 inbox, and whoever has replayed the body takes it.
 
-Nobody waits until the claim is on the disk. Whatever depends on it is written to the server's log after it, and takes it
-there; if the server crashes before, it was never made (decision 0020).
-
 If anything else is new, something for all or for a channel, or if an instance is held or has recurred, nothing of that is
 touched, and :class:`Claimed` says that there is more to deliver (:mod:`edda_engine.storage.delivery`). Only on PostgreSQL:
 SQLite has no ``INSERT`` in a ``WITH``.
@@ -113,7 +110,7 @@ def _claim() -> Select[Any]:
     is_left = is_any_in_order(
         _M.seq, _M.is_new, _M.seq.not_in(select(put.c.seq)), _M.seq.not_in(select(received.c[MESSAGE]))
     )
-    said = select(and_(_is_not_waited_for(), or_(is_left, _IS_TO_BE_SEEN)).label("has_mail")).cte("said")
+    said = select(or_(is_left, _IS_TO_BE_SEEN).label("has_mail")).cte("said")
     of_claimed = received.c.instance_id == claimed.c.instance_id
     recorded = (received.c[name] for name in ("activity_id", "branch", "position", "event_type", "event_data"))
     return (
@@ -124,11 +121,6 @@ def _claim() -> Select[Any]:
 
 
 _IS_TO_BE_SEEN = is_any_in_order(_N.receiver, _N.is_new)
-
-
-def _is_not_waited_for() -> ColumnElement[bool]:
-    """True; the commit of this transaction is answered before it is on the disk."""
-    return func.set_config("synchronous_commit", "off", true()).is_not(None)
 
 
 def _oldest() -> CTE:

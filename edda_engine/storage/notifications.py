@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from edda_engine.storage.alone import is_heard
+from edda_engine.storage.alone import is_heard, takes_plain_text
 
 WAKE_CHANNEL = "edda_wake"
 """Something became due, or was sent. The payload is the service whose workers are to look; empty: all of them."""
@@ -46,13 +46,15 @@ def post(conn: Connection, channel: str, payload: str) -> bool:
     :raises Exception: the connection is broken.
     """
     raw: Any = conn.connection.dbapi_connection
-    is_plain = conn.dialect.driver == "psycopg" and type(raw) is conn.dialect.loaded_dbapi.Connection
-    if not is_plain or is_heard(conn.engine):
+    driver: Any = conn.dialect.loaded_dbapi
+    if conn.dialect.driver != "psycopg" or is_heard(conn.engine) or not takes_plain_text(raw, driver):
         return False
-    raw.pgconn.consume_input()  # also that the server has closed it
-    if not _is_answered(raw, conn.dialect.loaded_dbapi):
+    raw.pgconn.consume_input()
+    raw.pgconn.consume_input()  # if the server has closed it, the first one has read only its last words
+    if not _is_answered(raw, driver):
         return False
-    raw.pgconn.send_query_params(b"SELECT pg_notify($1, $2)", [channel.encode(), payload.encode()])
+    quoted = driver.pq.Escaping(raw.pgconn).escape_literal(payload.encode(raw.info.encoding))
+    raw.pgconn.send_query(b"NOTIFY " + channel.encode() + b", " + bytes(quoted))  # one of the channels above: a name
     is_sent: bool = raw.pgconn.flush() == 0
     return is_sent
 
@@ -76,7 +78,7 @@ def _is_answered(raw: Any, driver: Any) -> bool:
         answer = raw.pgconn.get_result()
         if answer is None:
             return True
-        if answer.status != driver.pq.ExecStatus.TUPLES_OK:
+        if answer.status != driver.pq.ExecStatus.COMMAND_OK:
             raise ConnectionError(raw.pgconn.error_message.decode(errors="replace").strip())
     return False
 

@@ -109,7 +109,7 @@ def _takes_array_as_text(dialect: Dialect) -> bool:
 def _quoted(element: Any) -> str:
     """An element in the text of an array (PostgreSQL manual, 8.15.6)."""
     if not isinstance(element, str):
-        return str(element)
+        return "NULL" if element is None else str(element)
     return '"' + element.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

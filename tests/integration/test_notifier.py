@@ -253,6 +253,33 @@ def test_a_server_that_refuses_a_note_is_asked_again(postgres_url: str, listener
         assert listener.next() == (WAKE_CHANNEL, "after")
 
 
+def test_what_was_refused_is_sent_again_with_what_comes_next(postgres_url: str, listener: Listener) -> None:
+    with notifying(postgres_url) as notifier:
+        notifier.notify("first")
+        listener.next()
+        eventually(lambda: is_resting(notifier))
+        assert notifier._post("not a channel", "refused") is True
+        notifier._posted = {(WAKE_CHANNEL, "refused")}  # as if the server had been unable for a moment
+        eventually(lambda: is_resting(notifier))
+        notifier.notify("next")
+        notifier.close(20)
+        assert set(listener.rest()) == {(WAKE_CHANNEL, "refused"), (WAKE_CHANNEL, "next")}
+
+
+def test_beside_an_engine_no_connection_is_kept(postgres_url: str, listener: Listener) -> None:
+    with notifying(postgres_url, idle_seconds=3600.0) as notifier:
+        pool: Any = notifier._find_database().service.pool
+        none = pool.checkedout()
+        notifier.notify("before")
+        listener.next()
+        eventually(lambda: is_resting(notifier))
+        assert pool.checkedout() == none + 1
+        notifier.is_beside_engine = True  # one was started
+        notifier.notify("after")
+        assert listener.next() == (WAKE_CHANNEL, "after")
+        eventually(lambda: pool.checkedout() == none)
+
+
 def test_who_listens_to_statements_sees_all_notes(postgres_url: str, listener: Listener) -> None:
     executed: list[str] = []
     with storage(postgres_url) as database:
@@ -289,15 +316,21 @@ def test_an_idle_notifier_ends_its_thread_and_closes_its_connection_and_begins_a
 
 def test_a_connection_that_was_ended_while_idle_is_replaced(postgres_url: str, listener: Listener) -> None:
     tables = Tables(postgres_url)
-    with notifying(postgres_url) as notifier:
-        notifier.notify("before")
-        listener.next()
-        tables.rows(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND query LIKE '%pg_notify%' AND pid <> pg_backend_pid()"
-        )
-        notifier.notify("after")
-        assert listener.next() == (WAKE_CHANNEL, "after")
+    with notifying(postgres_url, idle_seconds=3600.0) as notifier:  # longer than anybody listens here
+        for number in range(3):
+            notifier.notify(f"before {number}")
+            assert listener.next() == (WAKE_CHANNEL, f"before {number}")
+            eventually(lambda: is_resting(notifier))
+            idle = (
+                "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND query ILIKE '%notify%'"
+            )
+            assert tables.rows(f"SELECT pg_terminate_backend(pid) {idle}")
+            eventually(lambda idle=idle: not tables.rows(f"SELECT pid {idle}"))  # type: ignore[misc]
+            notifier.notify(f"after {number}")
+            while listener.next() != (WAKE_CHANNEL, f"after {number}"):
+                pass  # what was sent before, and whose answer nobody has read, may come again
+            eventually(lambda: is_resting(notifier))
 
 
 def test_a_database_that_is_away_delays_nobody_and_breaks_nothing(postgres_url: str, listener: Listener) -> None:

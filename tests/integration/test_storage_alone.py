@@ -77,7 +77,7 @@ def test_its_rows_are_those_of_sqlalchemy(database: Database) -> None:
     assert database.execute_alone(_SAID, {"names": []})[0].is_named is False
 
 
-_ODD = ["", "NULL", "a,b", '"', "\\", '\\"', "{}", "\n\t ", "ü'%s$1", "\x01"]
+_ODD = ["", "NULL", "None", "a,b", '"', "\\", '\\"', "{}", "\n\t ", "ü'%s$1", "\x01"]
 
 
 @pytest.mark.parametrize("odd", _ODD)
