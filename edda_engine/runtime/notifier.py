@@ -152,15 +152,23 @@ class Notifier:
             return notes, posted
 
     def _send(self, conn: Connection | None, notes: _Notes, posted: _Notes) -> Connection | None:
+        if conn is not None and posted:
+            try:
+                take_answer(conn, within=_ANSWER_SECONDS)
+            except Exception as error:
+                _log.debug("A notification was not answered, and is sent again: %s", error)
+                _let_go(conn)
+                conn, notes = None, notes | posted
+        for channel, payload in notes:
+            conn = self._send_one(conn, channel, payload)
+        return conn
+
+    def _send_one(self, conn: Connection | None, channel: str, payload: str) -> Connection | None:
         for _ in range(2):  # the first connection may be one that broke while it was idle
             try:
                 if conn is None:
                     conn = self._find_database().autocommitting()
-                    notes = notes | posted
-                elif posted:
-                    take_answer(conn, within=_ANSWER_SECONDS)
-                for channel, payload in notes:
-                    notify(conn, channel, payload)
+                notify(conn, channel, payload)
                 return conn
             except Exception as error:  # a pool may be given functions of the user's that connect
                 _log.debug("A notification could not be sent; the work is found at the next look: %s", error)
