@@ -26,17 +26,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     CTE,
     ColumnElement,
     Dialect,
     Integer,
     Select,
-    Text,
     and_,
     any_,
     bindparam,
-    cast,
     exists,
     false,
     func,
@@ -47,6 +44,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.dialects.postgresql import array
 
 from edda_engine.core.codec import parse
 from edda_engine.core.events import Recorded
@@ -160,7 +158,7 @@ def _ready(oldest: CTE, new: CTE) -> CTE:
     is_whole = _count(new) == _count(oldest)
     is_free = and_(
         _I.locked_by.is_(None),
-        _I.status == any_(cast(sorted(str(status) for status in WAITING), ARRAY(Text))),
+        _I.status == any_(array(sorted(str(status) for status in WAITING))),
         _I.error.is_(None),
         _I.cancel_requested_at.is_(None),
         _I.mailbox.is_(None),

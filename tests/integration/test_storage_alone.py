@@ -23,9 +23,12 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.dialects.postgresql import psycopg as psycopg_of_sqlalchemy
+from sqlalchemy.dialects.postgresql import psycopg2 as psycopg2_of_sqlalchemy
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from edda_engine.storage import at_once, claim_at_once, outlook
 from edda_engine.storage.alone import Alone
 from edda_engine.storage.database import Database, is_outage, may_be_repeated
 from edda_engine.storage.prepared import is_one_of
@@ -89,6 +92,20 @@ def test_a_list_holds_whatever_texts_can_be(database: Database, odd: str) -> Non
         assert database.execute_alone(is_there, given)[0].is_there is expected
         with database.autocommitting() as conn:
             assert conn.execute(is_there.statement, given).scalar_one() is expected
+
+
+_ALL_OF_OURS = [claim_at_once._CLAIM, outlook._LOOK_ALONE, at_once._ALL, at_once._OFTEN, *at_once._PURE.values()]
+
+
+@pytest.mark.parametrize("statement", _ALL_OF_OURS, ids=range(len(_ALL_OF_OURS)))
+def test_ours_have_a_form_with_names_and_one_with_numbers_for_what_is_given(statement: Alone) -> None:
+    """The first is made when a driver or a tracer needs it, which should not be the first to find out."""
+    compiled = statement._for(psycopg_of_sqlalchemy.dialect())
+    assert compiled._numbered is not None
+    constants = set(compiled._numbered.names) - set(compiled._numbered._processes)
+    assert all(isinstance(compiled._numbered._always[name], float) for name in constants)
+    assert compiled._named._processes.keys() == compiled._numbered._processes.keys()
+    assert statement._for(psycopg2_of_sqlalchemy.dialect())._numbered is None
 
 
 def test_a_cursor_class_of_the_application_sees_it(postgres_url: str) -> None:
