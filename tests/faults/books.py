@@ -172,10 +172,10 @@ class Books:
         )
 
     def make_due(self) -> None:
-        """Let the time of what waits for a time be over."""
-        self.change(
-            "UPDATE edda_instances SET wake_at = :past WHERE locked_by IS NULL AND wake_at IS NOT NULL", past=PAST
-        )
+        """Let the time of what waits for a time be over; whoever is stopped meanwhile keeps nothing locked."""
+        due = text("UPDATE edda_instances SET wake_at = :past WHERE locked_by IS NULL AND wake_at IS NOT NULL")
+        with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+            conn.execute(due, {"past": PAST})
 
     # Locks of processes that are stopped.
 
