@@ -147,7 +147,7 @@ class Engine:
         self._services: list[asyncio.Task[None]] = []
         self._claiming: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopped = False
+        self._has_begun = self._stopped = False
 
     async def start(self) -> None:
         """Wait for the database, upgrade its tables if allowed, and begin to claim.
@@ -158,6 +158,7 @@ class Engine:
         install_task_factory(self._loop)
         self._watch.start()
         await self._prepare_database()
+        self._has_begun = True
         self.committer.start()
         await self._liveness.start()
         self._notifier.is_beside_engine = True
@@ -291,6 +292,7 @@ class Engine:
             await asyncio.gather(self.executor.drain(seconds, handed_back=tell_others), self._stop_relay(seconds))
             for service in self._services:
                 await ended(service)
+        if self._has_begun:  # also if its start was broken off while it was being entered
             await self.committer.stop()
             try:
                 await self._recovery.unregister()

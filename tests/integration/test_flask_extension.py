@@ -590,3 +590,25 @@ def test_children_of_a_process_that_only_loaded_the_application_run_workflows_th
         assert child["ran_by"] == [child["worker_id"]] * 5
         assert child["backend"] != facts["parent"] or not database_url.startswith("postgresql")
     assert facts["parent_again"] == facts["parent"] or not database_url.startswith("postgresql")
+
+
+def test_a_worker_that_is_stopped_while_it_is_being_entered_leaves_nothing(database_url: str) -> None:
+    is_entered, may_go_on = threading.Event(), threading.Event()
+
+    def holds(point: str) -> None:
+        if point == "register.after_commit":
+            is_entered.set()
+            assert may_go_on.wait(30)
+
+    with open_shop(database_url, probe=holds) as shop:
+        starting = shop.edda._application().start_engine()
+        assert is_entered.wait(30)
+        stopping = threading.Thread(target=shop.edda.shutdown)
+        stopping.start()
+        eventually(starting.cancelled)
+        may_go_on.set()
+        stopping.join(30)
+        assert not stopping.is_alive()
+        with outside(database_url) as engine, engine.connect() as conn:
+            assert conn.execute(text("SELECT worker_id FROM edda_workers")).all() == []
+    assert [thread.name for thread in threading.enumerate() if thread.name == "edda-committer"] == []
