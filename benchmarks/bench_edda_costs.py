@@ -2,6 +2,7 @@
 
 bench_edda_costs.py --db postgresql://... --bench start [--workflows 200]
 bench_edda_costs.py --db postgresql://... --bench replay --steps 10000
+bench_edda_costs.py --db postgresql://... --bench forked --steps 10000
 bench_edda_costs.py --db postgresql://... --bench idle [--opt seconds=60]
 bench_edda_costs.py --db postgresql://... --bench asleep [--workflows 1000000]
 bench_edda_costs.py --db sqlite:////path/to/file --bench throughput --concurrency 64
@@ -33,7 +34,17 @@ from edda_engine.storage.database import Database
 from edda_wsgi import EddaFlask, SyncWorkflowContext, WorkflowContext, activity, workflow
 
 given = arguments(
-    "start", "replay", "idle", "asleep", "throughput", "processes", "_replay_build", "_replay_go", "_process"
+    "start",
+    "replay",
+    "forked",
+    "idle",
+    "asleep",
+    "throughput",
+    "processes",
+    "_replay_build",
+    "_replay_go",
+    "_replay_go_forked",
+    "_process",
 )
 db = SQLAlchemy()
 began: dict[int, float] = {}
@@ -65,7 +76,7 @@ def act(ctx: WorkflowContext, i: int) -> dict[str, Any]:
 
 @activity
 def last(ctx: WorkflowContext) -> None:
-    if given.bench == "_replay_go":
+    if given.bench.startswith("_replay_go"):
         print(f"seconds {time.time() - began_at()}", flush=True)
     os._exit(0)
 
@@ -140,8 +151,7 @@ def start() -> None:
 
 def replay() -> None:
     """A process is ended after so many steps; the time from the start of the next one to its next step."""
-    command = [sys.executable, __file__, "--db", given.db, "--steps", str(given.steps), "--keep-db"]
-    subprocess.run([*command, "--bench", "_replay_build"], check=True)
+    command = _with_past()
     began = time.time()
     subprocess.run([sys.executable, "-c", _IMPORT_OTHERS], check=True)
     imports_seconds = time.time() - began
@@ -157,8 +167,29 @@ def replay() -> None:
     )  # fmt: skip
 
 
+def forked() -> None:
+    """The same in a process that is forked from one which has the application loaded."""
+    done = subprocess.run([*_with_past(), "--bench", "_replay_go_forked"], check=True, capture_output=True, text=True)
+    seconds = float(done.stdout.split("seconds ")[1])
+    emit(**about(), workflows=1, steps=given.steps, errors=0, replay_seconds=round(seconds, 3))
+
+
+def _with_past() -> list[str]:
+    """The command line of a process that finds so many steps recorded, by another one that has ended since."""
+    command = [sys.executable, __file__, "--db", given.db, "--steps", str(given.steps), "--keep-db"]
+    subprocess.run([*command, "--bench", "_replay_build"], check=True)
+    return command
+
+
 def replay_process() -> None:
     app, edda = application()
+    if given.bench == "_replay_go_forked":
+        with app.app_context():
+            db.engine.dispose()
+        os.environ[ENVIRONMENT_BEGAN] = str(time.time())
+        if child := os.fork():
+            os.waitpid(child, 0)
+            return
     edda.start_worker()
     if given.bench == "_replay_build":
         with app.app_context():
@@ -272,6 +303,7 @@ if __name__ == "__main__":
     benches = {
         "start": start,
         "replay": replay,
+        "forked": forked,
         "idle": idle,
         "asleep": asleep,
         "throughput": throughput,

@@ -69,6 +69,11 @@ COSTS = (
         (Figure("seconds", "beyond_imports_seconds"),), of_five=3, is_ours_alone=True,
     ),
     Cost(
+        "the same in a process forked from one that has the application loaded", "forked",
+        ("--steps", "10000"), ("--steps", "1000"),
+        (Figure("seconds", "replay_seconds"),), of_five=3, is_ours_alone=True,
+    ),
+    Cost(
         "one idle process", "idle", ("--opt", "seconds=60"), ("--opt", "seconds=10"),
         (Figure("statements a minute", "statements_a_minute"),), of_five=1, has_framework=True,
     ),
