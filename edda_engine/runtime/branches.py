@@ -85,6 +85,7 @@ async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
         line = _line.get()
         if line is not None and line.owner is task:
             line.owner = _ENDED  # a task that is kept by its own context would wait for the garbage collector
+        del task  # or by the traceback of its own error
 
 
 def _is_heard(task: asyncio.Task[Any]) -> None:
