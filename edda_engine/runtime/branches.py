@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import weakref
 from collections.abc import Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -71,21 +72,22 @@ class Line:
 async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """Await user code; what would end the event loop, and every other instance with it, becomes an error."""
     # Asked now: if the garbage collector throws it away, its end is where that runs, in the midst of another body perhaps.
-    task = asyncio.current_task()
+    # Not held: whoever is dropped goes at once, and closes what it has.
+    task = weakref.ref(asyncio.current_task())
     try:
         return await coroutine
     except LeaseLostError:
         # The run is dropped, and with it whoever would have asked how this task has ended.
-        if task is not None:
-            task.add_done_callback(_is_heard)
+        if (current := asyncio.current_task()) is not None:
+            current.add_done_callback(_is_heard)
+        del current
         raise
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"A workflow's code raised {type(error).__name__}({error})") from error
     finally:
         line = _line.get()
-        if line is not None and line.owner is task:
+        if line is not None and line.owner is not None and line.owner is task():
             line.owner = _ENDED  # a task that is kept by its own context would wait for the garbage collector
-        del task  # or by the traceback of its own error
 
 
 def _is_heard(task: asyncio.Task[Any]) -> None:
