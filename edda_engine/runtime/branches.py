@@ -78,9 +78,7 @@ async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return await coroutine
     except LeaseLostError:
         # The run is dropped, and with it whoever would have asked how this task has ended.
-        if (current := asyncio.current_task()) is not None:
-            current.add_done_callback(_is_heard)
-        del current
+        _hear_its_end(task())
         raise
     except (SystemExit, KeyboardInterrupt) as error:
         raise RuntimeError(f"A workflow's code raised {type(error).__name__}({error})") from error
@@ -88,6 +86,11 @@ async def guarded(coroutine: Coroutine[Any, Any, Any]) -> Any:
         line = _line.get()
         if line is not None and line.owner is not None and line.owner is task():
             line.owner = _ENDED  # a task that is kept by its own context would wait for the garbage collector
+
+
+def _hear_its_end(task: asyncio.Task[Any] | None) -> None:
+    if task is not None:
+        task.add_done_callback(_is_heard)
 
 
 def _is_heard(task: asyncio.Task[Any]) -> None:

@@ -12,7 +12,6 @@ seldom, and :mod:`edda_engine.storage.commit` finds out which it is. Only on Pos
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -89,7 +88,7 @@ def is_plain(unit: Unit) -> bool:
 
 def write_step(conn: Connection, step: Step) -> Saved | None:
     """Write one plain step beside what else is in the transaction, waiting for its instance; ``None`` if it is not."""
-    given = {"ids": json.dumps([step.holder.instance_id]), "steps": _as_rows([step])}
+    given = {"ids": [step.holder.instance_id], "steps": _as_rows([step])}
     is_cancelled = conn.execute(_ONE_STEP.on(conn), given).scalar()
     return None if is_cancelled is None else _saved(is_cancelled=is_cancelled)
 
@@ -102,7 +101,7 @@ def write_at_once(execute: Execute, units: Sequence[Unit]) -> list[BatchOutcome 
     ends, new = of_kind[_END], [(unit.new, unit.claimed_by) for unit in of_kind[_START]]
     locked = {unit.holder.instance_id for unit in units if not isinstance(unit, Start)}
     given = {
-        "ids": json.dumps(list(locked)),
+        "ids": locked,
         "steps": _as_rows(of_kind[_STEP]),
         "timers": _as_rows([_fired(timer) for timer in of_kind[_TIMER]]),
         "receives": receiving.as_parameter(of_kind[_TAKE]),

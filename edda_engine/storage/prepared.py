@@ -130,13 +130,9 @@ def is_one_of_few(which: ColumnElement[Any], found: Select[Any] | CompoundSelect
 
 
 def each_of(parameter: str) -> FromClause:
-    """On PostgreSQL: the texts of a parameter that is a JSON array, as rows of one column ``text``; it expects few.
-
-    For many of them: a driver writes arrays one element after the other, in Python.
-    """
-    texts = func.json_array_elements_text(cast(bindparam(parameter, type_=Text()), JsonText()))
-    all_texts = func.array(select(texts).scalar_subquery())
-    return func.unnest(all_texts).table_valued(column("text", Text())).render_derived(name="given")
+    """On PostgreSQL: the texts of a parameter that is a list, as rows of one column ``text``; it expects few."""
+    texts = bindparam(parameter, type_=_List(Text))
+    return func.unnest(texts).table_valued(column("text", Text())).render_derived(name="given")
 
 
 def given_texts(dialect: str, columns: Sequence[str]) -> FromClause:

@@ -401,7 +401,7 @@ def test_a_plan_made_when_the_table_was_small_reads_it_at_most_once(
         tables.execute("ANALYZE edda_instances")
     written = statement._for(database.service.dialect)._numbered
     assert written is not None
-    given = {"ids": json.dumps([f"i{n}" for n in range(1, 301)]), "leaving": []}
+    given = {"ids": [f"i{n}" for n in range(1, 301)], "leaving": []}
     with_plan = written.in_order(dict.fromkeys(written.names, "[]") | given)
     with database.service.connect() as conn:
         raw: Any = conn.connection.dbapi_connection
