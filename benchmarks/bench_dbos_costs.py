@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from common import arguments, distribution, drive, emit, fresh_database, leave, with_driver
-from costs_common import ENVIRONMENT_BEGAN, StatementCounter, began_at, is_sqlite
+from costs_common import ENVIRONMENT_BEGAN, StatementCounter, is_sqlite, launches, tell_seconds, told_seconds
 from dbos import DBOS
 
 given = arguments("start", "replay", "idle", "throughput", "_replay_build", "_replay_go")
@@ -38,7 +38,7 @@ def act(i: int) -> dict[str, Any]:
 @DBOS.step()
 def last() -> None:
     if given.bench == "_replay_go":
-        print(f"seconds {time.time() - began_at()}", flush=True)
+        tell_seconds()
     os._exit(0)
 
 
@@ -101,11 +101,11 @@ def replay() -> None:
     done = subprocess.run(
         [*command, "--bench", "_replay_go"], check=True, capture_output=True, text=True, env=environment
     )
-    seconds = float(done.stdout.split("seconds ")[1])
-    emit(**about(), workflows=1, steps=given.steps, errors=0, replay_seconds=round(seconds, 3))
+    emit(**about(), workflows=1, steps=given.steps, errors=0, **told_seconds(done.stdout))
 
 
 def replay_process() -> None:
+    launches()
     launch()
     if given.bench == "_replay_build":
         DBOS.start_workflow(long_past, given.steps)

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from common import RESULT_TIMEOUT_SECONDS, arguments, distribution, drive, emit, fresh_database, leave, with_driver
-from costs_common import ENVIRONMENT_BEGAN, StatementCounter, began_at, is_sqlite
+from costs_common import ENVIRONMENT_BEGAN, StatementCounter, is_sqlite, launches, tell_seconds, told_seconds
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import text
@@ -77,7 +77,7 @@ def act(ctx: WorkflowContext, i: int) -> dict[str, Any]:
 @activity
 def last(ctx: WorkflowContext) -> None:
     if given.bench.startswith("_replay_go"):
-        print(f"seconds {time.time() - began_at()}", flush=True)
+        tell_seconds()
     os._exit(0)
 
 
@@ -159,19 +159,17 @@ def replay() -> None:
     done = subprocess.run(
         [*command, "--bench", "_replay_go"], check=True, capture_output=True, text=True, env=environment
     )
-    seconds = float(done.stdout.split("seconds ")[1])
+    seconds = told_seconds(done.stdout)
     emit(
-        **about(), workflows=1, steps=given.steps, errors=0,
-        replay_seconds=round(seconds, 3),
-        beyond_imports_seconds=round(seconds - imports_seconds, 3),
+        **about(), workflows=1, steps=given.steps, errors=0, **seconds,
+        beyond_imports_seconds=round(seconds["replay_seconds"] - imports_seconds, 3),
     )  # fmt: skip
 
 
 def forked() -> None:
     """The same in a process that is forked from one which has the application loaded."""
     done = subprocess.run([*_with_past(), "--bench", "_replay_go_forked"], check=True, capture_output=True, text=True)
-    seconds = float(done.stdout.split("seconds ")[1])
-    emit(**about(), workflows=1, steps=given.steps, errors=0, replay_seconds=round(seconds, 3))
+    emit(**about(), workflows=1, steps=given.steps, errors=0, **told_seconds(done.stdout))
 
 
 def _with_past() -> list[str]:
@@ -182,11 +180,13 @@ def _with_past() -> list[str]:
 
 
 def replay_process() -> None:
+    launches()
     app, edda = application()
     if given.bench == "_replay_go_forked":
         with app.app_context():
             db.engine.dispose()
         os.environ[ENVIRONMENT_BEGAN] = str(time.time())
+        launches()
         if child := os.fork():
             os.waitpid(child, 0)
             return

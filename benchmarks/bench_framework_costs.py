@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 from common import arguments, emit, fresh_database, leave, plain_url
-from costs_common import ENVIRONMENT_BEGAN, StatementCounter, began_at
+from costs_common import ENVIRONMENT_BEGAN, StatementCounter, launches, tell_seconds, told_seconds
 from edda import WorkflowContext, activity, workflow
 from framework import SYSTEM, VERSION, launch, wait_for
 
@@ -30,7 +30,7 @@ def act(ctx: WorkflowContext, i: int) -> dict[str, Any]:
 @activity
 def last(ctx: WorkflowContext) -> None:
     if given.bench == "_replay_go":
-        print(f"seconds {time.time() - began_at()}", flush=True)
+        tell_seconds()
     os._exit(0)
 
 
@@ -51,11 +51,11 @@ def replay() -> None:
     done = subprocess.run(
         [*command, "--bench", "_replay_go"], check=True, capture_output=True, text=True, env=environment
     )
-    emit(**about(), workflows=1, steps=given.steps, errors=0,
-         replay_seconds=round(float(done.stdout.split("seconds ")[1]), 3))  # fmt: skip
+    emit(**about(), workflows=1, steps=given.steps, errors=0, **told_seconds(done.stdout))
 
 
 def replay_process() -> None:
+    launches()
     app = launch(given.db, given.pool)
     if given.bench == "_replay_build":
         wait_for(long_past.start(steps=given.steps))
