@@ -40,6 +40,7 @@ _Notes = set[tuple[str, str]]
 """Channels and payloads."""
 
 _everywhere: weakref.WeakSet[Notifier] = weakref.WeakSet()
+_beginning = threading.Lock()
 
 
 class Notifier:
@@ -47,10 +48,18 @@ class Notifier:
 
     def __init__(self, find_database: Callable[[], Database], *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._find_database, self._idle_seconds = find_database, idle_seconds
-        self.is_beside_engine = False
-        """Set by the engine of this process while it runs."""
+        self._engine_pid: int | None = None
         self._begin_anew()
         _everywhere.add(self)
+
+    @property
+    def is_beside_engine(self) -> bool:
+        """Set by the engine while it runs; true in its process, and not in a child's."""
+        return self._engine_pid == os.getpid()
+
+    @is_beside_engine.setter
+    def is_beside_engine(self, is_running: bool) -> None:
+        self._engine_pid = os.getpid() if is_running else None
 
     def notify(self, service: str) -> None:
         """Let the workers of *service*, or of all if it is empty, look for work soon; returns at once."""
@@ -74,9 +83,10 @@ class Notifier:
     def _note(self, channel: str, payload: str) -> None:
         if self._find_database().is_sqlite:
             return
-        if self._pid != os.getpid():
-            self.is_beside_engine = False
-            self._begin_anew()  # a child of fork(): the thread, and the engine, are the parent's
+        if self._pid != os.getpid():  # a child of fork(): the thread is the parent's
+            with _beginning:
+                if self._pid != os.getpid():
+                    self._begin_anew()
         with self._changed:
             if self._post(channel, payload):
                 return
@@ -86,7 +96,6 @@ class Notifier:
             self._changed.notify_all()
 
     def _begin_anew(self) -> None:
-        self._pid = os.getpid()
         self._changed = threading.Condition()
         self._noted: _Notes = set()
         self._posted: _Notes = set()
@@ -96,6 +105,7 @@ class Notifier:
         """The thread's, while it waits for notes."""
         self._is_closing = False
         self._thread: threading.Thread | None = None
+        self._pid = os.getpid()  # last: from here on another thread takes all of it for this process's own
 
     def _post(self, channel: str, payload: str) -> bool:
         """Send a note from here, without waiting; False if that is left to the thread."""

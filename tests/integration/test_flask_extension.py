@@ -500,7 +500,10 @@ def work():
         worker_id = edda.start_worker()
         ids = [order.options(session=None).start(number) for number in range(5)]
         ran_by = [edda.result(instance_id, timeout=30) for instance_id in ids]
-    return {"worker_id": worker_id, "ran_by": ran_by, "backend": backends(), "pid": os.getpid()}
+    notifier = edda._application()._notifier
+    notifier.notify("")  # as a worker does that has no room
+    is_beside_engine = notifier.is_beside_engine
+    return {"worker_id": worker_id, "ran_by": ran_by, "backend": backends(), "is_beside_engine": is_beside_engine}
 
 facts = {"parent": work(), "children": []}
 for _ in range(2):
@@ -568,6 +571,7 @@ def test_after_a_fork_nothing_inherited_is_used_and_each_process_is_its_own_work
     worker_ids = [parent["worker_id"], *(child["worker_id"] for child in children)]
     assert len(set(worker_ids)) == 3
     assert again["worker_id"] == parent["worker_id"]
+    assert [each["is_beside_engine"] for each in (parent, *children, again)] == [True] * 4
     for child in children:
         # The parent's worker is live too, and may have taken some.
         assert set(child["ran_by"]) <= {child["worker_id"], parent["worker_id"]}
@@ -588,6 +592,7 @@ def test_children_of_a_process_that_only_loaded_the_application_run_workflows_th
 
     for child in facts["children"]:
         assert child["ran_by"] == [child["worker_id"]] * 5
+        assert child["is_beside_engine"]
         assert child["backend"] != facts["parent"] or not database_url.startswith("postgresql")
     assert facts["parent_again"] == facts["parent"] or not database_url.startswith("postgresql")
 
