@@ -143,7 +143,7 @@ def prune() -> None:
             db.session.commit()
             took.append(time.perf_counter() - at)
             deleted += batch
-            if batch < pruning.BATCH:
+            if batch == 0:
                 break
     assert deleted == given.workflows, deleted
     emit(

@@ -8,7 +8,6 @@ import click
 from flask import current_app
 
 from edda_engine.storage import pruning
-from edda_engine.storage.pruning import BATCH
 from edda_wsgi.application import Application
 
 _DAY_SECONDS = 86_400.0
@@ -29,13 +28,10 @@ def prune(days: float | None, as_json: bool) -> None:
         )
     seconds = days * _DAY_SECONDS
     total = 0
-    while True:
-        count = application.client.write(
-            "request.prune", lambda conn: pruning.prune_instances(conn, older_than_seconds=seconds)
-        )
+    while count := application.client.write(
+        "request.prune", lambda conn: pruning.prune_instances(conn, older_than_seconds=seconds)
+    ):
         total += count
-        if count < BATCH:
-            break
         if not as_json:
             click.echo(f"  {total} deleted ...", err=True)
     click.echo(json.dumps({"deleted": total}) if as_json else f"{total} instances deleted.")

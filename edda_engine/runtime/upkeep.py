@@ -16,6 +16,8 @@ from edda_engine.storage.database import is_outage
 _log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 300.0
+"""Between two prunings of a worker, on average."""
+
 _DAY_SECONDS = 86_400.0
 _RECEIVED = 1000
 _BETWEEN_BATCHES_SECONDS = 0.05
@@ -35,8 +37,8 @@ class Upkeep:
     async def work(self) -> None:
         """Prune until cancelled."""
         while True:
-            # At another time in each worker, and not at the very start, when there is work to take up.
-            await asyncio.sleep(INTERVAL_SECONDS * random.uniform(0.5, 1.5))
+            # At another time in each worker, and as often where servers replace their processes every few minutes.
+            await asyncio.sleep(random.expovariate(1 / INTERVAL_SECONDS))
             try:
                 await self.prune()
             except Exception as error:
@@ -57,11 +59,12 @@ class Upkeep:
             total += await self._prune_all(
                 "prune_instances",
                 lambda conn: pruning.prune_instances(conn, older_than_seconds=ended),
-                batch=pruning.BATCH,
+                batch=1,
             )
         return total
 
     async def _prune_all(self, name: str, prune_some: Callable[[Connection], int], *, batch: int) -> int:
+        """Until less than a full *batch* is found."""
         total = count = await self._service.write(name, prune_some)
         while count >= batch:
             await asyncio.sleep(_BETWEEN_BATCHES_SECONDS)

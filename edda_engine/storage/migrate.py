@@ -12,7 +12,7 @@ from sqlalchemy import Connection, inspect, text
 from edda_engine.errors import NewerVersionError
 from edda_engine.storage.database import Database, begin_if_needed
 
-HEAD = "0003"
+HEAD = "0004"
 VERSION_TABLE = "edda_alembic_version"
 _LOCK_KEY = 0x65646461  # "edda"
 

@@ -92,6 +92,13 @@ Index(
     sqlite_where=instances.c.locked_by.is_not(None),
 )
 Index("ix_edda_instances_created_at", instances.c.created_at, instances.c.instance_id)
+# For pruning: who looks for what has ended passes by what has not.
+Index(
+    "ix_edda_instances_completed_at",
+    instances.c.completed_at,
+    postgresql_where=instances.c.completed_at.is_not(None),
+    sqlite_where=instances.c.completed_at.is_not(None),
+)
 _IS_LAST_RUN = text("mailbox IS NOT NULL AND status <> 'recurred'")
 Index(
     "ix_edda_instances_mailbox",

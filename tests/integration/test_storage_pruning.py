@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from edda_engine.core.ports import NewInstance
-from edda_engine.storage import migrate
+from edda_engine.storage import migrate, pruning
 from edda_engine.storage.database import Database
 from edda_engine.storage.pruning import BATCH, prune_instances
 from edda_engine.storage.starts import insert_instances
@@ -41,6 +42,13 @@ class Instances:
             )
             step = text("INSERT INTO edda_history VALUES (:i, 'step:1', 1, '', 1, 'ActivityCompleted', '{}', 1, :c)")
             conn.execute(step, [{"i": each, "c": LONG_AGO} for each in ids])
+
+    def record(self, instance_id: str, steps: int) -> None:
+        """That an instance has made so many steps more."""
+        step = text("INSERT INTO edda_history VALUES (:i, :a, :n, '', :n, 'ActivityCompleted', '{}', 1, :c)")
+        rows = [{"i": instance_id, "a": f"more:{n}", "n": n + 2, "c": LONG_AGO} for n in range(steps)]
+        with self.database.write() as conn:
+            conn.execute(step, rows)
 
     def prune(self, *, days: float = 1.0) -> int:
         with self.database.write() as conn:
@@ -82,18 +90,57 @@ def test_the_first_run_of_a_chain_that_goes_on_is_kept_and_the_runs_between_are_
     assert stored.left() == {"first", "last"}
 
 
-def test_a_batch_is_bounded_and_the_last_one_says_so(stored: Instances) -> None:
+def test_a_batch_is_bounded_and_after_the_last_one_there_is_none(stored: Instances) -> None:
     stored.make(*(f"i{number}" for number in range(BATCH + 3)))
 
-    assert [stored.prune(), stored.prune()] == [BATCH, 3]
+    assert [stored.prune(), stored.prune(), stored.prune()] == [BATCH, 3, 0]
     assert stored.left() == stored.left("edda_history") == set()
+
+
+def test_a_batch_deletes_no_more_rows_than_it_may_unless_one_instance_has_more(
+    stored: Instances, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "ROWS", 10)
+    for number in range(8):
+        stored.make(f"i{number}", ended=f"2020-01-01 00:00:0{number}.000+00:00")
+        stored.record(f"i{number}", 3)
+    stored.make("long", ended="2020-01-01 00:00:09.000+00:00")
+    stored.record("long", 30)
+
+    batches = []
+    while (before := len(stored.left())) and stored.prune():
+        batches.append(before - len(stored.left()))
+
+    # Of four rows each two fit; the long one goes alone.
+    assert batches[-1] == 1
+    assert sum(batches) == 9
+    assert max(batches) == 2
+    assert stored.left("edda_history") == set()
+
+
+def test_what_has_ended_is_found_by_an_index_that_holds_nothing_else(stored: Instances) -> None:
+    asked: list[tuple[str, Any]] = []
+    event.listen(stored.database.service, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
+    stored.prune()
+
+    statement, parameters = next(each for each in asked if "completed_at" in each[0])
+    with stored.database.write() as conn:
+        if stored.database.is_sqlite:
+            plan = str(conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all())
+        else:
+            conn.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            conn.exec_driver_sql("SET LOCAL enable_sort = off")
+            plan = str(conn.exec_driver_sql(f"EXPLAIN {statement}", parameters).all())
+    assert "ix_edda_instances_completed_at" in plan
+    assert "SCAN edda_instances'" not in plan
 
 
 def test_a_worker_prunes_by_itself_if_it_is_told_how_old(
     database_url: str, stored: Instances, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("edda_engine.runtime.upkeep.INTERVAL_SECONDS", 0.05)
-    stored.make("old")
+    monkeypatch.setattr(pruning, "ROWS", 2)
+    stored.make("old", "older", "oldest", "as old", "and one more")
 
     async def main() -> None:
         async with edda(database_url, instance_retention_days=1):
