@@ -118,7 +118,8 @@ def current_line() -> Line:
     if line.owner is not task:
         # A task that was given a context of its own making: a branch by its first call.
         line = line.fork()
-        line.owner = task
+        if task is not None:
+            line._note(task)
         _line.set(line)
     return line
 

@@ -49,6 +49,7 @@ class Notifier:
     def __init__(self, find_database: Callable[[], Database], *, idle_seconds: float = IDLE_SECONDS) -> None:
         self._find_database, self._idle_seconds = find_database, idle_seconds
         self._engine_pid: int | None = None
+        self._pid = 0
         self._begin_anew()
         _everywhere.add(self)
 

@@ -415,3 +415,42 @@ def test_a_context_that_is_lent_gives_the_same_ids_whether_its_task_has_ended_or
 
     assert asyncio.run(main()) == ["parent", "late", "child", "held"]
     assert sorted(runs) == ["child", "late", "parent"]
+
+
+ends: list[str] = []
+
+
+@activity
+async def stay(ctx: WorkflowContext) -> None:
+    await asyncio.sleep(1.0)
+
+
+@workflow
+async def leaves_one_behind(ctx: WorkflowContext, lends: bool) -> str:
+    begun = asyncio.Event()
+
+    async def child() -> None:
+        begun.set()
+        try:
+            await stay(ctx)
+        except asyncio.CancelledError:
+            ends.append("given up")
+            raise
+        ends.append("went on")
+
+    behind = asyncio.create_task(child(), context=contextvars.copy_context() if lends else None)
+    await begun.wait()
+    return await take_long(ctx, f"{behind.done()}", 0.1)
+
+
+@pytest.mark.parametrize("lends", [False, True])
+def test_what_a_body_leaves_behind_is_given_up_also_in_a_context_that_was_lent(sqlite_url: str, lends: bool) -> None:
+    ends.clear()
+
+    async def main() -> None:
+        async with edda(sqlite_url) as app:
+            assert await app.result(await app.start(leaves_one_behind, lends), timeout=20) == "False"
+            await until(lambda: len(ends) == 1)
+            assert ends == ["given up"]
+
+    asyncio.run(main())
