@@ -51,6 +51,7 @@ docs: $(VENV)/.docs  ## build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: bench-throughput bench-writing bench-waiting bench-costs  ## measure throughput, writing steps, waiting and single costs beside DBOS
+	$(MAKE) bench-plot ARGS=
 
 bench-throughput: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -17,7 +17,16 @@ from importlib.metadata import version
 from typing import Any
 
 from common import arguments, distribution, drive, emit, fresh_database, leave, with_driver
-from costs_common import ENVIRONMENT_BEGAN, StatementCounter, is_sqlite, launches, tell_seconds, told_seconds
+from costs_common import (
+    ENVIRONMENT_BEGAN,
+    START_PAUSE_SECONDS,
+    STARTS_BEFORE,
+    StatementCounter,
+    is_sqlite,
+    launches,
+    tell_seconds,
+    told_seconds,
+)
 from dbos import DBOS
 
 given = arguments("start", "replay", "idle", "throughput", "_replay_build", "_replay_go")
@@ -80,9 +89,11 @@ def launch() -> None:
 
 def start() -> None:
     launch()
-    DBOS.start_workflow(one_step, -1).get_result()
+    for key in range(-STARTS_BEFORE, 0):
+        DBOS.start_workflow(one_step, key).get_result()
     call, first = [], []
     for key in range(given.workflows):
+        time.sleep(START_PAUSE_SECONDS)
         at = time.perf_counter()
         handle = DBOS.start_workflow(one_step, key)
         call.append(time.perf_counter() - at)

@@ -23,10 +23,20 @@ from statistics import median
 from typing import Any
 
 from common import RESULT_TIMEOUT_SECONDS, arguments, distribution, drive, emit, fresh_database, leave, with_driver
-from costs_common import ENVIRONMENT_BEGAN, StatementCounter, is_sqlite, launches, tell_seconds, told_seconds
+from costs_common import (
+    ENVIRONMENT_BEGAN,
+    START_PAUSE_SECONDS,
+    STARTS_BEFORE,
+    LockWatch,
+    StatementCounter,
+    is_sqlite,
+    launches,
+    tell_seconds,
+    told_seconds,
+)
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from edda_engine.storage.claim_at_once import claim_at_once
@@ -48,7 +58,6 @@ given = arguments(
 )
 db = SQLAlchemy()
 began: dict[int, float] = {}
-ran = threading.Event()
 
 
 class Row(db.Model):  # type: ignore[name-defined]
@@ -61,9 +70,10 @@ class Row(db.Model):  # type: ignore[name-defined]
 @activity
 def note(ctx: WorkflowContext, key: int) -> int:
     began[key] = time.perf_counter()
-    ran.set()
     return key
 
+
+CLAIM: dict[str, Any] = {"worker_id": "bench", "service": "edda", "names": ["one_step"], "limit": 64}
 
 _IMPORT_OTHERS = "import flask, flask_sqlalchemy, psycopg, sqlalchemy.dialects.postgresql.psycopg"
 """What any process of such an application has to do first."""
@@ -114,38 +124,48 @@ def application() -> tuple[Flask, EddaFlask]:
 
 
 def start() -> None:
-    """A start in a request's transaction, and the time until the first activity runs, one after the other."""
+    """A start that commits at once, then one in a request's transaction; and the time until the first activity runs."""
     app, edda = application()
     edda.start_worker()
-    call, alone, together, first = [], [], [], []
-    with app.app_context():
-        edda.result(one_step.options(session=None).start(-1), timeout=RESULT_TIMEOUT_SECONDS)
+    for key in range(-STARTS_BEFORE, 0):
+        with app.app_context():
+            edda.result(one_step.options(session=None).start(key), timeout=RESULT_TIMEOUT_SECONDS)
+    at_once, first_of_own, call, alone, together, first = [], [], [], [], [], []
     for key in range(given.workflows):
+        time.sleep(START_PAUSE_SECONDS)
+        with app.app_context():
+            at = time.perf_counter()
+            instance_id = one_step.options(session=None).start(key)
+            at_once.append(time.perf_counter() - at)
+            edda.result(instance_id, timeout=RESULT_TIMEOUT_SECONDS)
+        first_of_own.append(began[key] - at)
+        time.sleep(START_PAUSE_SECONDS)
         with app.app_context():
             db.session.add(Row(number=key))
             db.session.flush()
             at = time.perf_counter()
             db.session.commit()
             alone.append(time.perf_counter() - at)
+        time.sleep(START_PAUSE_SECONDS)
         with app.app_context():
             db.session.add(Row(number=key))
             db.session.flush()
-            ran.clear()
             at = time.perf_counter()
             instance_id = one_step.start(key)
             called = time.perf_counter()
             db.session.commit()
             committed = time.perf_counter()
-            ran.wait(RESULT_TIMEOUT_SECONDS)
             edda.result(instance_id, timeout=RESULT_TIMEOUT_SECONDS)
         call.append(called - at)
         together.append(committed - at)
         first.append(began[key] - at)
     emit(
         **about(), workflows=given.workflows, errors=0,
-        start_call_ms=distribution(call),
+        start_call_ms=distribution(at_once),
+        first_step_ms=distribution(first_of_own),
+        joined_call_ms=distribution(call),
         beyond_commit_ms=round(1000 * (median(together) - median(alone)), 3),
-        first_step_ms=distribution(first),
+        joined_first_step_ms=distribution(first),
     )  # fmt: skip
 
 
@@ -232,12 +252,24 @@ def asleep() -> None:
             one_step.start(key)
             db.session.commit()
             at = time.perf_counter()
-            claimed = claim_at_once(
-                database.execute_alone, worker_id="bench", service="edda", names=["one_step"], limit=64
-            )
+            claimed = claim_at_once(database.execute_alone, **CLAIM)
             took.append(time.perf_counter() - at)
             assert len(claimed.leases) == 1
-    emit(**about(), workflows=given.workflows, errors=0, claim_ms=distribution(took))
+        plan = _plan_of_claim(database)
+    is_by_index = "using ix_edda_instances_due" in plan and "Seq Scan on edda_instances" not in plan
+    emit(
+        **about(), workflows=given.workflows, errors=int(not is_by_index), claim_ms=distribution(took),
+        **({} if is_by_index else {"first_error": plan}),
+    )  # fmt: skip
+
+
+def _plan_of_claim(database: Database) -> str:
+    """How the server makes it out."""
+    asked: list[tuple[str, Any]] = []
+    event.listen(database.service, "before_cursor_execute", lambda *args: asked.append((args[2], args[3])))
+    claim_at_once(database.execute_alone, **CLAIM)
+    statement, parameters = asked[-1]
+    return "\n".join(db.session.connection().exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
 
 
 def throughput(keep: bool = False) -> None:
@@ -264,10 +296,12 @@ def throughput(keep: bool = False) -> None:
 
 def processes() -> None:
     """So many processes on one database, against one: the sum of their throughput."""
-    found = {count: _side_by_side(count) for count in (1, int(given.options.get("processes", 4)))}
+    of_one = _side_by_side(1)
+    with LockWatch(given.db) as locks:
+        of_several = _side_by_side(int(given.options.get("processes", 4)))
     emit(
         **about(), workflows=given.workflows, errors=0, cores=multiprocessing.cpu_count(),
-        steps_per_s_of_one=found.pop(1), steps_per_s_of_several=next(iter(found.values())),
+        steps_per_s_of_one=of_one, steps_per_s_of_several=of_several, **locks.figures,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/plot.py [RESULTS.json] [--to docs/images/throughput.svg]
 
-Without a file the newest throughput results are taken. Bars of error span all repetitions.
+Without a file the newest throughput results are taken that were measured without options of a program. Bars of error span all repetitions.
 """
 
 from __future__ import annotations
@@ -35,12 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("results", nargs="?", type=Path)
     parser.add_argument("--to", type=Path, default=_RESULTS.parents[1] / "docs" / "images" / "throughput.svg")
     given = parser.parse_args(argv)
-    results = given.results or max(_RESULTS.glob("throughput-*.json"))
-    content = json.loads(results.read_text())
+    results, content = _newest() if given.results is None else (given.results, json.loads(given.results.read_text()))
     given.to.parent.mkdir(parents=True, exist_ok=True)
     _draw(content, given.to)
     print(f"{given.to} from {results.name}", file=sys.stderr)
     return 0
+
+
+def _newest() -> tuple[Path, dict[str, Any]]:
+    for results in sorted(_RESULTS.glob("throughput-*.json"), reverse=True):
+        content = json.loads(results.read_text())
+        if "--opt" not in content["about"]["command"]:
+            return results, content
+    raise SystemExit("There are no results yet: `make bench-throughput` makes them.")
 
 
 def _draw(content: dict[str, Any], to: Path) -> None:
