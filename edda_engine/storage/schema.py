@@ -213,10 +213,15 @@ inbox = Table(
     # Nobody has been woken for it yet.
     Column("is_new", Boolean, nullable=False),
 )
-Index("ix_edda_inbox_seq", inbox.c.seq)
+# A hash has no order: with one, the server may look for the oldest message of one receiver through those of all others.
+Index("ix_edda_inbox_seq", inbox.c.seq, postgresql_using="hash")
+# As many columns as those by which a queue is known: of two indexes that seem to fit as well the server may take the one
+# that holds all that was ever sent, for as long as nobody has counted the rows anew.
 Index(
     "ix_edda_inbox_new",
     inbox.c.receiver,
+    inbox.c.kind,
+    inbox.c.name,
     postgresql_where=inbox.c.is_new,
     sqlite_where=text("is_new = 1"),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from tests.e2e.pgbouncer import PROGRAM, PgBouncer
 from tests.faults.ledger import Ledger
 from tests.faults.processes import Shop, wait_for
+from tests.support import cannot_run
 
 UNPREPARED = json.dumps({"connect_args": {"prepare_threshold": None}})
 SETTINGS = {"listen": "false", "lock_timeout_seconds": "3", "poll_interval_seconds": "0.2"}
@@ -20,8 +20,7 @@ SETTINGS = {"listen": "false", "lock_timeout_seconds": "3", "poll_interval_secon
 @pytest.fixture
 def pooler(postgres_ledger: Ledger, tmp_path: Path) -> Iterator[PgBouncer]:
     if PROGRAM is None:
-        assert "CI" not in os.environ, "pgbouncer is not installed; .ci/run installs it where it can"
-        pytest.skip("pgbouncer is not installed here; Debian's package of that name brings it")
+        cannot_run("pgbouncer is not installed; Debian's package of that name brings it, and .ci/run installs it where it can")
     found = PgBouncer(postgres_ledger.url, tmp_path / "pgbouncer")
     found.start()
     yield found
