@@ -20,7 +20,9 @@ SETTINGS = {"listen": "false", "lock_timeout_seconds": "3", "poll_interval_secon
 @pytest.fixture
 def pooler(postgres_ledger: Ledger, tmp_path: Path) -> Iterator[PgBouncer]:
     if PROGRAM is None:
-        cannot_run("pgbouncer is not installed; Debian's package of that name brings it, and .ci/run installs it where it can")
+        cannot_run(
+            "pgbouncer is not installed; Debian's package of that name brings it, and .ci/run installs it where it can"
+        )
     found = PgBouncer(postgres_ledger.url, tmp_path / "pgbouncer")
     found.start()
     yield found
