@@ -47,7 +47,7 @@ def _ENDED(_dialect: str) -> Any:
 @Prepared
 def _ROWS(dialect: str) -> Any:
     some = (
-        select(history.c.seq)
+        select(history.c.instance_id)
         .where(is_one_of(dialect, history.c.instance_id, "ids"))
         .limit(bindparam("most", type_=Integer))
     )
