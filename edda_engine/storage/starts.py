@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Float, Integer, Text, case, cast, func, literal, select, text
+from sqlalchemy import Connection, Float, Integer, Text, bindparam, case, cast, func, literal, select, text
 
 from edda_engine.core.codec import parse
 from edda_engine.core.ports import NewInstance
@@ -31,44 +31,67 @@ _NEW: Columns = {
     "delay": Float,
     "start_at": Text,
     "lock_timeout_seconds": Float,
-    "claimed_by": Text,
 }
+
+_CLAIMED: Columns = {**_NEW, "claimed_by": Text}
 
 
 def inserting(dialect: str, parameter: str) -> Any:
     """Write those starts of a parameter made by :func:`as_parameter` whose ids are new; returns ids and instants."""
-    new = given_rows(dialect, parameter, _NEW).c
-    is_claimed = new.claimed_by.is_not(None)
-    is_postgresql = dialect == "postgresql"
-    start_at = cast(new.start_at, _C.wake_at.type) if is_postgresql else new.start_at
-    expires_at = clock_plus(new.lock_timeout_seconds)
-    values = {
-        "instance_id": new.instance_id,
-        "workflow_name": new.workflow_name,
-        "service": new.service,
-        "status": case((is_claimed, literal(str(Status.RUNNING))), else_=literal(str(Status.PENDING))),
-        "input": cast(new.input, _C.input.type) if is_postgresql else new.input,
-        "source_hash": new.source_hash,
-        "priority": new.priority,
-        "wake_at": case((is_claimed, expires_at), else_=func.coalesce(start_at, clock_plus(new.delay))),
-        "locked_by": new.claimed_by,
+    new = dict(given_rows(dialect, parameter, _CLAIMED).c.items())
+    is_claimed = new["claimed_by"].is_not(None)
+    expires_at = clock_plus(new["lock_timeout_seconds"])
+    values = _for_anybody(dialect, new)
+    values |= {
+        "status": case((is_claimed, literal(str(Status.RUNNING))), else_=literal(values["status"])),
+        "wake_at": case((is_claimed, expires_at), else_=values["wake_at"]),
+        "locked_by": new["claimed_by"],
         "lock_expires_at": case((is_claimed, expires_at)),
-        "lock_epoch": case((is_claimed, 1), else_=0),
-        "lock_timeout_seconds": new.lock_timeout_seconds,
+        "lock_epoch": case((is_claimed, 1), else_=values["lock_epoch"]),
         "started_at": case((is_claimed, clock())),
-        "created_at": clock(),
-        "updated_at": clock(),
     }
-    return (
+    return _unless_known(
         insert_for(dialect)(instances)
         # SQLite would read ON CONFLICT as a join's condition if there were no WHERE before it.
         .from_select(list(values), select(*values.values()).where(text("1 = 1")), include_defaults=False)
-        .on_conflict_do_nothing(index_elements=["instance_id"])
-        .returning(_C.instance_id, _C.started_at)
-    )
+    ).returning(_C.instance_id, _C.started_at)
+
+
+def _for_anybody(dialect: str, new: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a start that waits to be claimed."""
+    is_postgresql = dialect == "postgresql"
+    start_at = cast(new["start_at"], _C.wake_at.type) if is_postgresql else new["start_at"]
+    return {
+        "instance_id": new["instance_id"],
+        "workflow_name": new["workflow_name"],
+        "service": new["service"],
+        "status": str(Status.PENDING),
+        "input": cast(new["input"], _C.input.type) if is_postgresql else new["input"],
+        "source_hash": new["source_hash"],
+        "priority": new["priority"],
+        "wake_at": func.coalesce(start_at, clock_plus(new["delay"])),
+        "lock_epoch": 0,
+        "lock_timeout_seconds": new["lock_timeout_seconds"],
+        "created_at": clock(),
+        "updated_at": clock(),
+    }
+
+
+def _unless_known(insert: Any) -> Any:
+    return insert.on_conflict_do_nothing(index_elements=["instance_id"])
+
+
+def _inserting_one(dialect: str) -> Any:
+    """Write one start for anybody, as plainly as can be: in a session it is often parsed and planned anew.
+
+    (The driver forgets what it has prepared whenever a transaction is rolled back, as after each request that only reads.)
+    """
+    new = {name: bindparam(f"new_{name}", type_=kind()) for name, kind in _NEW.items()}
+    return _unless_known(insert_for(dialect)(instances).values(_for_anybody(dialect, new))).returning(_C.instance_id)
 
 
 _INSERT = Prepared(partial(inserting, parameter="rows"))
+_INSERT_ONE = Prepared(_inserting_one)
 
 
 def insert_instance(conn: Connection, new: NewInstance) -> bool:
@@ -76,7 +99,10 @@ def insert_instance(conn: Connection, new: NewInstance) -> bool:
 
     :raises InstanceConflictError: the id belongs to another workflow or input.
     """
-    (started,) = insert_instances(conn, [(new, None)])
+    given = {f"new_{name}": value for name, value in _values(new, conn.dialect.name).items()}
+    if conn.execute(_INSERT_ONE.on(conn), given).first() is not None:
+        return True
+    started = _known_start(conn, new, None)
     if isinstance(started, InstanceConflictError):
         raise started
     return started.is_new
@@ -107,23 +133,21 @@ def insert_instances(
 
 def as_parameter(starts: Sequence[tuple[NewInstance, str | None]], dialect: str) -> str:
     """The starts as one value."""
-    return as_rows(
-        [
-            {
-                "instance_id": new.instance_id,
-                "workflow_name": new.workflow_name,
-                "service": new.service,
-                "input": new.input_json,
-                "source_hash": new.source_hash,
-                "priority": new.priority,
-                "delay": new.delay_seconds or 0.0,
-                "start_at": stored_instant(new.start_at, dialect),
-                "lock_timeout_seconds": new.lock_timeout_seconds,
-                "claimed_by": claimed_by,
-            }
-            for new, claimed_by in starts
-        ]
-    )
+    return as_rows([{**_values(new, dialect), "claimed_by": claimed_by} for new, claimed_by in starts])
+
+
+def _values(new: NewInstance, dialect: str) -> dict[str, Any]:
+    return {
+        "instance_id": new.instance_id,
+        "workflow_name": new.workflow_name,
+        "service": new.service,
+        "input": new.input_json,
+        "source_hash": new.source_hash,
+        "priority": new.priority,
+        "delay": new.delay_seconds or 0.0,
+        "start_at": None if new.start_at is None else str(stored_instant(new.start_at, dialect)),
+        "lock_timeout_seconds": new.lock_timeout_seconds,
+    }
 
 
 def as_started(new: NewInstance, claimed_by: str | None, started_at: datetime | None) -> Started:
