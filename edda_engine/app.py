@@ -165,11 +165,13 @@ class EddaApp:
         place = current_place.get()
         if options.session is UNSET and isinstance(place, Attempt):
             place.start(new)
-            place.register_post_commit(self._wake)
+            place.register_post_commit(partial(self._wake, for_start=True))
         elif options.session is UNSET or options.session is None:
             await self._start_alone(new, has_made_id=options.instance_id is None)
         else:
-            await write_in(options.session, lambda conn: insert_instance(conn, new), self._wake)
+            await write_in(
+                options.session, lambda conn: insert_instance(conn, new), partial(self._wake, for_start=True)
+            )
         return new.instance_id
 
     async def _start_alone(self, new: NewInstance, *, has_made_id: bool) -> None:
@@ -178,7 +180,7 @@ class EddaApp:
         told = partial(tell, loop, partial(resolve, written))
         if self._engine is None or not has_made_id or not self._engine.write_start(new, told):
             await self._in_thread(lambda: self._client.write_start(new))
-            self._wake()
+            self._wake(for_start=True)
             return
         try:
             await written
@@ -380,9 +382,9 @@ class EddaApp:
             )
         return self._engine
 
-    def _wake(self) -> None:
+    def _wake(self, *, for_start: bool = False) -> None:
         """Look for work here, or else in other processes of this service."""
-        if self._engine is None or not self._engine.wake():
+        if self._engine is None or not self._engine.wake(for_start=for_start):
             self._notifier.notify(self.settings.service_name)
 
     def _wake_everybody(self) -> None:

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from flask import Flask, has_app_context
@@ -117,7 +118,7 @@ class Application:
         place = current_place.get()
         if options.session is UNSET and isinstance(place, Attempt):
             write_in_step(place, lambda conn: insert_instance(conn, new))
-            place.register_post_commit(self.wake)
+            place.register_post_commit(partial(self.wake, for_start=True))
             return new.instance_id
         self.write(
             f"{workflow.name}.start()",
@@ -133,7 +134,7 @@ class Application:
         written: Reply[Started] = Reply()
         if not has_made_id or not self._engine_writes(new, written):
             self.client.write_start(new)
-            self.wake()
+            self.wake(for_start=True)
             return
         while not written.wait(_LOOK_SECONDS):
             if not self.is_running:
@@ -164,7 +165,7 @@ class Application:
     ) -> None:
         """Change something in the session that it joins, or in a transaction of its own; then look for work."""
         # A start is for this service; nobody knows yet for whom a message is.
-        then = then or (self.wake if starts_instance else self.wake_everybody)
+        then = then or (partial(self.wake, for_start=True) if starts_instance else self.wake_everybody)
         session = self._session_for(session)
         conn = self._connection_of(session, call)
         if conn is None:
@@ -336,9 +337,9 @@ class Application:
             if self._stops != stops:  # somebody has, at this very moment, and waits for the end of this thread
                 self.stop_engine(0.0)
 
-    def wake(self) -> None:
+    def wake(self, *, for_start: bool = False) -> None:
         """Let the engine of this process look for work now, or else those of other processes of this service."""
-        if not self._has(Engine.wake):
+        if not self._has(lambda engine: engine.wake(for_start=for_start)):
             self._notifier.notify(self.settings.service_name)
 
     def wake_everybody(self) -> None:

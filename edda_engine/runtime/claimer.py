@@ -5,7 +5,8 @@ taken all there was. Polling is the safety net: whatever a wake-up misses is fou
 costs one statement that takes no lock. While other processes can tell this one what they have done, it looks less
 often.
 
-Before it claims it delivers messages, also when it has no room for more instances.
+Before it claims it delivers messages, also when it has no room for more instances. Only if all was calm, and then
+something was started in this process, it claims that first, by a statement that is over sooner: it waits for no message.
 
 Who is woken because something was done in this very process, and has no room for it, tells the other workers. Who has
 heard it from another process tells nobody: all have heard it.
@@ -18,6 +19,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -70,6 +72,8 @@ class _Found:
     delivered: Delivered = _NOTHING
     is_full: bool = False
     """It brought as much as was asked for: there may be more."""
+    is_new: bool = False
+    """Only for what nobody has worked on was searched."""
     problem: Exception | None = None
     """Why it brought no more."""
 
@@ -97,7 +101,7 @@ class Claimer:
         self._poll_interval, self._probe = poll_interval, probe
         self._is_listening, self._notify = is_listening, notify
         self._woken = asyncio.Event()
-        self._is_woken_from_here = False
+        self._is_woken_from_here = self._is_only_for_start = False
         self._alarm, self._again = Alarm(self.wake), Alarm(self.hear)
         self._executor: Executor | None = None
         self._is_calm = False
@@ -110,13 +114,18 @@ class Claimer:
         self._offered_to: list[str] | None = None
         """For which workflows all queues were looked into: before, nobody may have been there to run them."""
 
-    def wake(self) -> None:
-        """Look for due instances now: something was done in this process. Call on the loop."""
+    def wake(self, *, for_start: bool = False) -> None:
+        """Look for due instances now: something was done in this process. Call on the loop.
+
+        :param for_start: It was a start, and nothing else.
+        """
         self._is_woken_from_here = True
+        self._is_only_for_start = for_start and (self._is_only_for_start or not self._woken.is_set())
         self._woken.set()
 
     def hear(self) -> None:
         """Look for due instances now: another process has told all workers. Call on the loop."""
+        self._is_only_for_start = False
         self._woken.set()
 
     def doubt(self) -> None:
@@ -139,7 +148,7 @@ class Claimer:
     def has_room(self) -> None:
         """A place is free again, perhaps: go on claiming if that was what it waited for."""
         if self._is_full:
-            self._woken.set()
+            self.hear()
 
     def look(self, conn: Connection) -> Outlook:
         """What there is to do for this worker; on any thread."""
@@ -153,6 +162,7 @@ class Claimer:
             while True:
                 self._woken.clear()
                 is_from_here, self._is_woken_from_here = self._is_woken_from_here, False
+                is_new, self._is_only_for_start = self._is_only_for_start and self._is_calm, False
                 # Kept until what is claimed is held: starts that begin here meanwhile must not take the same places.
                 kept = executor.promises.give(BATCH)
                 found: _Found | None = _NOT_LOOKED
@@ -161,7 +171,7 @@ class Claimer:
                     if self._is_full and is_from_here:
                         self._notify(self._service_name)
                     if self._may_search():
-                        found = await self._claim(executor, kept, is_told=is_told)
+                        found = await self._claim(executor, kept, is_told=is_told, is_new=is_new)
                 finally:
                     executor.promises.end(kept)
                 if found is None or found.is_full:
@@ -196,13 +206,15 @@ class Claimer:
                 await self._woken.wait()
         return self._woken.is_set()
 
-    async def _claim(self, executor: Executor, limit: int, *, is_told: bool) -> _Found | None:
-        """Deliver messages and take what is due; ``None`` if the database did not say."""
+    async def _claim(self, executor: Executor, limit: int, *, is_told: bool, is_new: bool) -> _Found | None:
+        """Deliver messages and take what is due, or only what *is_new*; ``None`` if the database did not say."""
         self._is_calm = False
         names = workflows.names()
         limit = limit if names else 0
         try:
-            found = await self._service.alone(lambda kept: self._search(kept, names, limit, is_told=is_told))
+            found = await self._service.alone(
+                lambda kept: self._search(kept, names, limit, is_told=is_told, is_new=is_new)
+            )
             self._probe("claim.after_commit")
             known = [lease for lease in found.leases if lease.has_history and not executor.has_parked(lease)]
             pasts = await self._service.read(lambda conn: load_pasts(conn, known)) if known else {}
@@ -237,6 +249,8 @@ class Claimer:
             return False
         self._is_calm = not left.has_work
         self._set_alarm(left)
+        if found.is_new and left.has_work:
+            return False
         if self._takes_one_statement and not self._is_prepared:
             self._is_prepared = True
             await self._service.call(lambda: claim_at_once.prepare(self._database.service.dialect))
@@ -313,7 +327,7 @@ class Claimer:
         _log.warning("The database answers again; work is claimed")
         self._has_outage = False
 
-    def _search(self, kept: Kept, names: list[str], limit: int, *, is_told: bool) -> _Found:
+    def _search(self, kept: Kept, names: list[str], limit: int, *, is_told: bool, is_new: bool) -> _Found:
         """On the service thread: deliver, and claim up to *limit* instances."""
         offers_again = names != self._offered_to
         if not offers_again and (self._database.is_sqlite or not is_told or limit == 0):
@@ -323,10 +337,10 @@ class Claimer:
                 return _Found(seen)
         at_once: tuple[Lease, ...] = ()
         if not offers_again and limit >= _FOR_ONE_STATEMENT and self._takes_one_statement:
-            claimed = self._claim_at_once(kept, names, limit)
+            claimed = self._claim_at_once(kept, names, limit, is_new=is_new)
             at_once = claimed.leases
             if not claimed.has_mail:
-                return _Found(None, at_once, is_full=limit == len(at_once))
+                return _Found(None, at_once, is_full=limit == len(at_once), is_new=is_new)
         kept.close()
         try:
             with self._database.write() as conn:
@@ -340,11 +354,15 @@ class Claimer:
         leases = [*at_once, *leases]
         return _Found(None, tuple(leases), delivered, is_full=0 < limit == len(leases))
 
-    def _claim_at_once(self, kept: Kept, names: list[str], limit: int) -> Claimed:
+    def _claim_at_once(self, kept: Kept, names: list[str], limit: int, *, is_new: bool) -> Claimed:
         self._probe("claim.before_commit")
-        about = {"worker_id": self._worker_id, "service": self._service_name}
+        about: dict[str, Any] = {
+            "worker_id": self._worker_id, "service": self._service_name, "names": names, "limit": limit,
+        }  # fmt: skip
         try:
-            claimed = claim_at_once.claim_at_once(kept.execute, names=names, limit=limit, **about)
+            if is_new:
+                return Claimed(tuple(claiming.claim_new(kept.execute, **about)), has_mail=False)
+            claimed = claim_at_once.claim_at_once(kept.execute, **about)
         except DBAPIError as refused:
             if may_be_repeated(refused):
                 raise

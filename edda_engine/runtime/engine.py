@@ -176,9 +176,9 @@ class Engine:
         self.is_ready.set()
         _log.info("Worker %s of service %s is ready", self.worker_id, self._settings.service_name)
 
-    def wake(self) -> bool:
+    def wake(self, *, for_start: bool = False) -> bool:
         """Look for work now; safe from any thread. False if this worker takes none, not yet or not any more."""
-        return self._soon(self._claimer.wake) and self.is_claiming
+        return self._soon(partial(self._claimer.wake, for_start=for_start)) and self.is_claiming
 
     @property
     def is_claiming(self) -> bool:
@@ -225,7 +225,7 @@ class Engine:
                     self.executor.take(lease, Past())
                     told(outcome)
                 case Started():
-                    self._claimer.wake()
+                    self._claimer.wake(for_start=True)
                     told(outcome)
                 case Refused(error=error):
                     told(error)

@@ -50,7 +50,7 @@ from edda_engine.core.codec import parse
 from edda_engine.core.events import Recorded
 from edda_engine.core.status import WAITING
 from edda_engine.storage.alone import Alone, Execute
-from edda_engine.storage.claiming import LEASED, Lease, as_lease, claiming, due, is_of_worker
+from edda_engine.storage.claiming import CLAIM_NEW, LEASED, Lease, as_lease, claiming, due, is_of_worker
 from edda_engine.storage.outlook import is_any_in_order
 from edda_engine.storage.prepared import insert_for, is_one_of_few
 from edda_engine.storage.receiving import MESSAGE, receiving_new
@@ -91,8 +91,9 @@ def _as_lease(row: Any) -> Lease:
 
 
 def prepare(dialect: Dialect) -> None:
-    """Build the statement, which takes a while, before somebody waits for it."""
+    """Build the statements, which takes a while, before somebody waits for them."""
     _CLAIM.prepare(dialect)
+    CLAIM_NEW.prepare(dialect)
 
 
 def _claim() -> Select[Any]:

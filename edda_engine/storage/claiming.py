@@ -15,7 +15,8 @@ from sqlalchemy import CTE, ColumnElement, Connection, Integer, Update, bindpara
 
 from edda_engine.core.events import Recorded
 from edda_engine.core.status import Status
-from edda_engine.storage.prepared import Prepared, is_one_of
+from edda_engine.storage.alone import Alone, Execute
+from edda_engine.storage.prepared import Prepared, is_one_of, is_one_of_few
 from edda_engine.storage.schema import instances
 from edda_engine.storage.types import clock, clock_plus
 from edda_engine.storage.vanishing import limiting_silence
@@ -65,11 +66,28 @@ def _CLAIM(dialect: str) -> Any:
     return claimed.returning(*LEASED, *limiting_silence(dialect))
 
 
-def due(dialect: str, at_most: ColumnElement[int]) -> CTE:
+def claim_new(execute: Execute, *, worker_id: str, service: str, names: Collection[str], limit: int) -> list[Lease]:
+    """Take up to *limit* of those that nobody has worked on, by a statement alone; only on PostgreSQL.
+
+    They wait for nothing, so no message need be delivered before.
+    """
+    given = {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit}
+    return [as_lease(row) for row in execute(CLAIM_NEW, given)]
+
+
+def _claiming_new() -> Any:
+    found = due("postgresql", bindparam("at_most", type_=Integer), _C.lock_epoch == 0)
+    return claiming(is_one_of_few(_C.instance_id, select(found.c.instance_id))).returning(*LEASED)
+
+
+CLAIM_NEW = Alone(_claiming_new)
+
+
+def due(dialect: str, at_most: ColumnElement[int], *conditions: ColumnElement[bool]) -> CTE:
     """Which of the workflows *names* of the service *of_service* are due, at most so many; their rows are locked."""
     return (
         select(_C.instance_id)
-        .where(is_of_worker(dialect), _C.wake_at <= clock())
+        .where(is_of_worker(dialect), _C.wake_at <= clock(), *conditions)
         .order_by(_C.priority.desc(), _C.wake_at)
         .limit(at_most)
         # PostgreSQL skips rows that another worker is claiming. SQLite has no row locks and SQLAlchemy

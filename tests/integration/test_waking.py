@@ -20,7 +20,7 @@ from edda_engine import EddaApp, WorkflowContext, activity, sleep, wait_event, w
 from edda_engine.core.status import Status
 from edda_engine.events import event_message
 from edda_engine.runtime import claimer
-from edda_engine.storage import serial
+from edda_engine.storage import claiming, serial
 from edda_engine.storage.delivery import deliver
 from edda_engine.storage.messages import insert_messages
 from tests.integration.engines import SERVICE, Gate, Tables, edda, interrupted_at, run, storage, until
@@ -580,6 +580,46 @@ def test_what_becomes_due_between_a_claim_and_the_look_that_follows_is_claimed(d
             return await app.result("late", timeout=20)
 
     assert asyncio.run(main()) == 7
+
+
+@pytest.mark.parametrize("looks_ahead", [True, False])
+def test_a_start_that_is_claimed_first_keeps_a_message_of_which_nobody_was_told_no_longer_than_itself(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, looks_ahead: bool
+) -> None:
+    """It is found by the look after the claim; while that is put off, by the claim for the next start."""
+    number = declare_number()
+
+    @workflow
+    async def hears(ctx: WorkflowContext) -> Any:
+        return (await wait_event(ctx, "paid")).data
+
+    tables, points, claim_new = Tables(postgres_url), Points(), claiming.claim_new
+    found: list[Any] = []
+
+    def counted(*args: Any, **about: Any) -> Any:
+        found.append(claim_new(*args, **about))
+        return found[-1]
+
+    async def main() -> Any:
+        async with edda(postgres_url, poll_interval_seconds=RARELY, probe=points) as app:
+            instance_id = await app.start(hears)
+            await until(lambda: tables.instance(instance_id)["status"] == Status.WAITING_FOR_EVENT)
+            await settle(points)
+            if not looks_ahead:
+                monkeypatch.setattr(claimer, "_BEGIN_SECONDS", RARELY)
+            event = event_message("paid", "test", 1, instance_id=instance_id, max_payload_bytes=1000)
+            with storage(postgres_url) as database:
+                run(database, lambda conn: insert_messages(conn, [event]))  # nobody is told of it
+            await number.options(instance_id="first").start(1)
+            await app.result("first", timeout=20)
+            if not looks_ahead:
+                assert tables.instance(instance_id)["status"] == Status.WAITING_FOR_EVENT
+                await number.options(instance_id="second").start(2)
+            return await app.result(instance_id, timeout=20)
+
+    monkeypatch.setattr(claiming, "claim_new", counted)
+    assert asyncio.run(main()) == 1
+    assert len(found) == 1
 
 
 def test_what_one_statement_has_claimed_goes_on_although_the_delivery_after_it_fails(
