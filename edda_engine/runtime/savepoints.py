@@ -3,7 +3,7 @@
 How it thinks. Sessions work in savepoints, which cost a wait for the server at their beginning and at their end. The
 first one usually stands where nothing was executed yet: there is nothing that it could keep. To roll back to it is to
 roll back everything, and the driver begins anew by itself; to release it is to do nothing. SQLAlchemy knows nothing of
-this. What the server would refuse it is still asked, so that it refuses.
+this, and makes no statement where none is needed. What the server would refuse it is still asked, so that it refuses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_SAVEPOINT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) (sa_savepoint_\d+)")
+_STATEMENT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) (sa_savepoint_\d+)")
 _IDLE, _FAILED = 0, 3
 """States of a transaction as libpq numbers them: nothing was sent yet; a statement has failed."""
 
@@ -25,16 +25,25 @@ class FirstSavepoint:
         self._inside: str | None = None
         """The first one that was sent after it and was not released."""
 
+    def begins(self, raw: Any, name: str) -> bool:
+        """Whether it is the savepoint *name*, which begins on the driver's connection *raw*."""
+        if self._name is not None or _state_of(raw) != _IDLE:
+            return False
+        self._name, self._inside, self._was_used, self._was_ended = name, None, False, False
+        return True
+
+    def ends(self, raw: Any, name: str) -> bool:
+        """Whether it was the savepoint *name*, and nothing need be sent to release it."""
+        if self._inside is not None or not self._is_sound(name, _state_of(raw), is_released=True):
+            return False
+        self._name = None
+        return True
+
     def stands_for(self, cursor: Any, statement: str) -> bool:
-        """Whether that was all that *statement* needs."""
-        state = int(cursor.connection.info.transaction_status)
-        found = _SAVEPOINT.fullmatch(statement)
+        """Whether that was all that *statement* needs; all are told, except what was done by the two above."""
+        found = _STATEMENT.fullmatch(statement)
         verb, name = found.groups() if found is not None else (None, None)
-        if verb == "SAVEPOINT" and self._name is None and state == _IDLE:
-            self._name, self._inside, self._was_used, self._was_ended = name, None, False, False
-            return True
-        # By the driver, behind the back of SQLAlchemy: what was done until then is gone.
-        self._was_ended = self._was_ended or (self._was_used and state == _IDLE)
+        is_sound = self._is_sound(name, _state_of(cursor.connection), is_released=verb == "RELEASE SAVEPOINT")
         if name is None or name != self._name:
             self._was_used = True
             if verb == "SAVEPOINT":
@@ -42,7 +51,7 @@ class FirstSavepoint:
             elif verb == "RELEASE SAVEPOINT" and name == self._inside:
                 self._inside = None
             return False
-        if self._was_ended or (verb == "RELEASE SAVEPOINT" and state == _FAILED):
+        if not is_sound:
             return False  # the server refuses it
         self._name = None
         if verb == "ROLLBACK TO SAVEPOINT":
@@ -50,3 +59,13 @@ class FirstSavepoint:
         elif self._inside is not None:
             cursor.execute(f"RELEASE SAVEPOINT {self._inside}")  # as the outer one would, with all inside it
         return True
+
+    def _is_sound(self, name: str | None, state: int, *, is_released: bool) -> bool:
+        """Whether it is of that *name*, and the server would not refuse its end."""
+        # By the driver, behind the back of SQLAlchemy: what was done until then is gone.
+        self._was_ended = self._was_ended or (self._was_used and state == _IDLE)
+        return name == self._name and not self._was_ended and not (is_released and state == _FAILED)
+
+
+def _state_of(raw: Any) -> int:
+    return int(raw.info.transaction_status)

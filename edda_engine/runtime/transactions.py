@@ -202,6 +202,16 @@ class AttemptTransaction:
         if self._state is _State.REFUSED:
             raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
 
+    def begins_savepoint(self, conn: Connection, name: str) -> bool:
+        """Whether the savepoint *name* need not be sent."""
+        first = self._first_savepoint
+        return first is not None and first.begins(conn.connection.dbapi_connection, name)
+
+    def ends_savepoint(self, conn: Connection, name: str) -> bool:
+        """Whether its release need not be sent."""
+        first = self._first_savepoint
+        return first is not None and first.ends(conn.connection.dbapi_connection, name)
+
     def instead_of(self, cursor: Any, statement: str) -> bool:
         """Whether nothing need be sent for *statement*."""
         return self._first_savepoint is not None and self._first_savepoint.stands_for(cursor, statement)

@@ -6,6 +6,8 @@ than a statement, and to begin to listen while others execute disturbs them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, event
@@ -19,6 +21,14 @@ class Guard(Protocol):
 
     def before_statement(self, statement: str) -> None:
         """A statement is to be executed."""
+        ...
+
+    def begins_savepoint(self, conn: Connection, name: str) -> bool:
+        """Whether the savepoint is one without a statement."""
+        ...
+
+    def ends_savepoint(self, conn: Connection, name: str) -> bool:
+        """Whether it is released without a statement."""
         ...
 
     def instead_of(self, cursor: Any, statement: str) -> bool:
@@ -36,6 +46,11 @@ def let_guards_be_asked(engine: Engine) -> None:
         event.listen(engine, "before_cursor_execute", _before_statement)
         event.listen(engine, "do_execute", _instead_of)
         event.listen(engine, "commit", _before_commit)
+    dialect: Any = engine.dialect
+    if "do_savepoint" not in vars(dialect):
+        # Its events of savepoints come before a statement that SQLAlchemy makes all the same.
+        dialect.do_savepoint = partial(_savepoint, dialect.do_savepoint)
+        dialect.do_release_savepoint = partial(_release, dialect.do_release_savepoint)
 
 
 def _guard_of(conn: Connection) -> Guard | None:
@@ -51,6 +66,18 @@ def _before_statement(conn: Connection, _cursor: Any, statement: str, *_: Any) -
 def _instead_of(cursor: Any, statement: str, _parameters: Any, context: Any) -> bool:
     guard = _guard_of(context.root_connection)
     return guard is not None and guard.instead_of(cursor, statement)
+
+
+def _savepoint(send: Callable[[Connection, str], None], conn: Connection, name: str) -> None:
+    guard = _guard_of(conn)
+    if guard is None or not guard.begins_savepoint(conn, name):
+        send(conn, name)
+
+
+def _release(send: Callable[[Connection, str], None], conn: Connection, name: str) -> None:
+    guard = _guard_of(conn)
+    if guard is None or not guard.ends_savepoint(conn, name):
+        send(conn, name)
 
 
 def _before_commit(conn: Connection) -> None:

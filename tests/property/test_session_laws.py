@@ -37,6 +37,12 @@ ACTIVITY = st.lists(st.tuples(st.integers(0, SESSIONS - 1), st.sampled_from(STEP
 class SendsAll(AttemptTransaction):
     """Every savepoint is sent."""
 
+    def begins_savepoint(self, conn: Any, name: str) -> bool:
+        return False
+
+    def ends_savepoint(self, conn: Any, name: str) -> bool:
+        return False
+
     def instead_of(self, cursor: Any, statement: str) -> bool:
         return False
 
