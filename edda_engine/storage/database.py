@@ -143,7 +143,8 @@ class Database:
         """A short look at what is committed, on the application's pool."""
         with _without_parameters(), self.engine.connect() as conn:
             yield conn
-            conn.commit()  # at a rollback psycopg would forget what it has prepared on the application's connection
+            with suppress(DBAPIError):  # what was read is read
+                conn.commit()  # at a rollback psycopg would forget what it has prepared
 
     @contextmanager
     def write(self, *, service: bool = True) -> Iterator[Connection]:

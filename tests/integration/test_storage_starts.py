@@ -1,0 +1,110 @@
+"""A single start writes what the same start writes among others, whatever its values are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, text
+
+from edda_engine.core.ports import NewInstance
+from edda_engine.errors import InstanceConflictError
+from edda_engine.storage.database import Database
+from edda_engine.storage.starts import Started, insert_instance, insert_instances
+from tests.integration.engines import Tables, run, storage
+
+PLAIN = NewInstance("", "wf", "tests", "{}", "hash", 60.0)
+FAR_OFF = datetime(2099, 6, 1, 12, 30, 15, 123456, tzinfo=timezone(timedelta(hours=5, minutes=45)))
+KINDS = {
+    "plain": PLAIN,
+    "unicode": replace(
+        PLAIN, workflow_name="größe", service="späti ☕", input_json='{"s": "ü\\u0041\\\\ \'\\"%(x)s:y$1☕"}'
+    ),
+    "number": replace(PLAIN, input_json="7"),
+    "negative": replace(PLAIN, input_json="-0.5"),
+    "string": replace(PLAIN, input_json='"7"'),
+    "null": replace(PLAIN, input_json="null"),
+    "urgent": replace(PLAIN, priority=32767),
+    "patient": replace(PLAIN, priority=-32768),
+    "short lease": replace(PLAIN, lock_timeout_seconds=0.8),
+    "long lease": replace(PLAIN, lock_timeout_seconds=86400.0 * 365),
+    "at": replace(PLAIN, start_at=FAR_OFF),
+    "long ago": replace(PLAIN, start_at=datetime(1, 1, 2, tzinfo=UTC)),
+    "in the last year": replace(PLAIN, start_at=datetime(9999, 12, 30, tzinfo=UTC)),
+    "later": replace(PLAIN, delay_seconds=86400.5),
+    "a moment later": replace(PLAIN, delay_seconds=0.001),
+}
+OF_ITSELF = {"instance_id", "created_at", "updated_at"}
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with storage(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def tables(database_url: str) -> Tables:
+    return Tables(database_url)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_writes_what_it_writes_among_others(database: Database, tables: Tables, kind: str) -> None:
+    one, many = replace(KINDS[kind], instance_id="1 one"), replace(KINDS[kind], instance_id="2 many")
+
+    def both(conn: Connection) -> Any:
+        return insert_instance(conn, one), insert_instances(conn, [(many, None), (many, None)])
+
+    assert run(database, both) == (True, [Started(True), Started(False)])
+    ours, theirs = tables.rows("SELECT * FROM edda_instances ORDER BY instance_id")
+    is_due_by_itself = KINDS[kind].start_at is None
+    differing = {name for name in ours if ours[name] != theirs[name] or type(ours[name]) is not type(theirs[name])}
+    assert differing <= OF_ITSELF | ({"wake_at"} if is_due_by_itself else set())
+    rows = tables.rows("SELECT instance_id, wake_at, created_at FROM edda_instances ORDER BY instance_id")
+    assert all(isinstance(row["wake_at"], type(row["created_at"])) for row in rows)
+
+
+def test_the_same_start_again_starts_nothing_and_another_one_of_its_id_is_refused(database: Database) -> None:
+    new = replace(PLAIN, instance_id="i", input_json='{"a": 1, "b": 2}')
+    again = replace(new, input_json='{"b": 2, "a": 1}')
+    assert [run(database, lambda conn, each=each: insert_instance(conn, each)) for each in (new, again)] == [
+        True,
+        False,
+    ]  # type: ignore[misc]
+    for other in (replace(new, input_json='{"a": 2}'), replace(new, workflow_name="other")):
+        with pytest.raises(InstanceConflictError):
+            run(database, lambda conn, other=other: insert_instance(conn, other))  # type: ignore[misc]
+
+
+def test_reading_keeps_what_the_driver_has_prepared(postgres_url: str) -> None:
+    """At a rollback psycopg forgets it, and the next start in a session is parsed and planned anew."""
+    with storage(postgres_url) as database:
+
+        def prepared() -> list[str]:
+            return list(conn.exec_driver_sql("SELECT statement FROM pg_prepared_statements").scalars())
+
+        for number in range(7):
+            with database.write(service=False) as conn:
+                insert_instance(conn, replace(PLAIN, instance_id=f"i{number}"))
+        with database.read() as conn:
+            assert conn.execute(text("SELECT count(*) FROM edda_instances")).scalar() == 7
+        with database.write(service=False) as conn:
+            assert any("INSERT INTO edda_instances" in statement for statement in prepared())
+
+
+def test_what_was_read_is_read_although_the_end_of_the_reading_fails(postgres_url: str) -> None:
+    with storage(postgres_url) as database:
+
+        @event.listens_for(database.engine, "commit")
+        def breaks(conn: Connection) -> None:
+            raw: Any = conn.connection.dbapi_connection
+            raw.pgconn.finish()
+
+        with database.read() as conn:
+            assert conn.execute(text("SELECT 1")).scalar() == 1
+        event.remove(database.engine, "commit", breaks)
+        with database.read() as conn:
+            assert conn.execute(text("SELECT 2")).scalar() == 2
