@@ -15,7 +15,8 @@ from flask import Flask, has_app_context
 from sqlalchemy import URL, Engine
 
 from edda_engine.storage.connecting import shown_url
-from edda_engine.storage.database import Database, normalized_url, refuse_autocommit
+from edda_engine.storage.database import Database, refuse_autocommit
+from edda_engine.storage.urls import normalized_url
 from edda_wsgi import starts
 from edda_wsgi.session import SessionSource
 from edda_wsgi.writers import Writers

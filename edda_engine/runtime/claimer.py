@@ -73,7 +73,7 @@ class _Found:
     is_full: bool = False
     """It brought as much as was asked for: there may be more."""
     is_new: bool = False
-    """Only for what nobody has worked on was searched."""
+    """It searched only for what nobody has worked on."""
     problem: Exception | None = None
     """Why it brought no more."""
 
@@ -328,7 +328,7 @@ class Claimer:
         self._has_outage = False
 
     def _search(self, kept: Kept, names: list[str], limit: int, *, is_told: bool, is_new: bool) -> _Found:
-        """On the service thread: deliver, and claim up to *limit* instances."""
+        """On the service thread: deliver, and claim up to *limit* instances; if *is_new*, only new ones, if that can be."""
         offers_again = names != self._offered_to
         if not offers_again and (self._database.is_sqlite or not is_told or limit == 0):
             # Nothing is locked in order to find nothing: SQLite admits one writer.
@@ -361,7 +361,8 @@ class Claimer:
         }  # fmt: skip
         try:
             if is_new:
-                return Claimed(tuple(claiming.claim_new(kept.execute, **about)), has_mail=False)
+                found = claiming.claim_new(kept.execute, **about)
+                return Claimed(tuple(found), has_mail=False)  # it has not looked: the look that follows will
             claimed = claim_at_once.claim_at_once(kept.execute, **about)
         except DBAPIError as refused:
             if may_be_repeated(refused):

@@ -2,8 +2,8 @@
 
 How it thinks. Sessions work in savepoints, which cost a wait for the server at their beginning and at their end. The
 first one usually stands where nothing was executed yet: there is nothing that it could keep. To roll back to it is to
-roll back everything, and the driver begins anew by itself; to release it is to do nothing. SQLAlchemy knows nothing of
-this, and makes no statement where none is needed. What the server would refuse it is still asked, so that it refuses.
+roll back everything, and the driver begins anew by itself; to release it is to do nothing. To SQLAlchemy it is a
+savepoint like any other. What the server would refuse it is still asked, so that it refuses.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 _STATEMENT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) (sa_savepoint_\d+)")
-_IDLE, _FAILED = 0, 3
-"""States of a transaction as libpq numbers them: nothing was sent yet; a statement has failed."""
+_IDLE, _BEGUN = 0, 2
+"""States of a transaction as libpq numbers them: nothing was sent yet; something was, and has not failed."""
 
 
 class FirstSavepoint:
@@ -26,14 +26,14 @@ class FirstSavepoint:
         """The first one that was sent after it and was not released."""
 
     def begins(self, raw: Any, name: str) -> bool:
-        """Whether it is the savepoint *name*, which begins on the driver's connection *raw*."""
+        """The savepoint *name* begins on the driver's connection *raw*: is it this one? Then it is kept in mind."""
         if self._name is not None or _state_of(raw) != _IDLE:
             return False
         self._name, self._inside, self._was_used, self._was_ended = name, None, False, False
         return True
 
     def ends(self, raw: Any, name: str) -> bool:
-        """Whether it was the savepoint *name*, and nothing need be sent to release it."""
+        """The savepoint *name* is released: was it this one, and is nothing to be sent? Then it is over."""
         if self._inside is not None or not self._is_sound(name, _state_of(raw), is_released=True):
             return False
         self._name = None
@@ -64,7 +64,7 @@ class FirstSavepoint:
         """Whether it is of that *name*, and the server would not refuse its end."""
         # By the driver, behind the back of SQLAlchemy: what was done until then is gone.
         self._was_ended = self._was_ended or (self._was_used and state == _IDLE)
-        return name == self._name and not self._was_ended and not (is_released and state == _FAILED)
+        return name == self._name and not self._was_ended and (not is_released or state in (_IDLE, _BEGUN))
 
 
 def _state_of(raw: Any) -> int:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import (
     DBAPIError,
@@ -36,6 +36,7 @@ from edda_engine.errors import ConfigurationError
 from edda_engine.storage.alone import Alone, Kept
 from edda_engine.storage.connecting import name_connections, note_parameters, without_driver_options
 from edda_engine.storage.guards import let_guards_be_asked
+from edda_engine.storage.urls import check_backend, missing_driver, normalized_url
 
 T = TypeVar("T")
 
@@ -44,14 +45,6 @@ MOST_CONNECTIONS = 3
 """Of the service engine, in each process."""
 _BUSY_TIMEOUT_MS = 60_000
 _PYTHON_DEFAULT_BUSY_MS = 5_000
-
-_DRIVERS = {
-    "postgresql": "postgresql+psycopg",
-    "postgres": "postgresql+psycopg",
-    "postgresql+psycopg_async": "postgresql+psycopg",
-    "sqlite+aiosqlite": "sqlite",
-}
-"""What is meant by a URL: the same database, by the driver that both threads and coroutines can use."""
 
 _OUTAGE_SQLSTATES = ("08", "57P", "53", "25P03", "25006")
 _CONFLICT_SQLSTATES = ("40001", "40P01", "55P03")
@@ -81,7 +74,7 @@ class Database:
 
     def __init__(self, engine: Engine, *, owns_engine: bool = False) -> None:
         self.dialect = engine.dialect.name
-        _check_backend(self.dialect)
+        check_backend(self.dialect)
         if self.dialect == "sqlite" and engine.url.database in (None, "", ":memory:"):
             raise ConfigurationError(
                 "edda cannot use an in-memory SQLite database: each connection would see another one, and a restart"
@@ -107,7 +100,7 @@ class Database:
         try:
             return cls(create_engine(found, connect_args=parameters), owns_engine=True)
         except ImportError as error:
-            raise ConfigurationError(_missing_driver(found, error)) from error
+            raise ConfigurationError(missing_driver(found, error)) from error
         except SQLAlchemyError as error:
             raise ConfigurationError(
                 f"The database URL cannot be used ({type(error).__name__} from driver {found.drivername!r})."
@@ -142,9 +135,10 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A short look at what is committed, on the application's pool."""
         with _without_parameters(), self.engine.connect() as conn:
-            yield conn
-            with suppress(DBAPIError):  # what was read is read
-                conn.commit()  # at a rollback psycopg would forget what it has prepared
+            try:
+                yield conn
+            finally:
+                _keep_prepared(conn)
 
     @contextmanager
     def write(self, *, service: bool = True) -> Iterator[Connection]:
@@ -212,57 +206,6 @@ class Database:
             self.engine.dispose()
 
 
-def normalized_url(url: str | URL) -> URL:
-    """A URL with the driver this library needs: ``postgresql://`` means psycopg 3.
-
-    :raises ConfigurationError: not a URL of a supported database.
-    """
-    try:
-        made = make_url(url)
-    except Exception as error:  # SQLAlchemy raises several kinds for several kinds of nonsense
-        # Neither the text nor the error, which may repeat it: there may be a password in it.
-        raise ConfigurationError(
-            f"What was given is not a database URL ({type(error).__name__}). Examples: sqlite:///app.db,"
-            " postgresql://user@host:5432/name; what has another meaning in a URL, such as / or @ in a password, is"
-            " percent-encoded."
-        ) from None
-    if made.drivername in _DRIVERS:
-        return made.set(drivername=_DRIVERS[made.drivername])
-    _check_backend(made.get_backend_name())
-    try:
-        is_async = made.get_dialect().is_async
-    except SQLAlchemyError as error:
-        raise ConfigurationError(
-            f"SQLAlchemy knows no driver {made.drivername!r}. Use {_advised(made)}://..."
-        ) from error
-    if is_async:
-        raise ConfigurationError(
-            f"The driver {made.drivername!r} works in asyncio only, and edda uses the database from threads too. Use"
-            f" {_advised(made)}://..., with which `async def` activities have an AsyncSession as well."
-        )
-    return made
-
-
-def _advised(url: URL) -> str:
-    return "sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg"
-
-
-def _missing_driver(url: URL, error: ImportError) -> str:
-    driver = url.get_driver_name()
-    problem = f"The driver of {url.drivername!r} is not installed ({error})."
-    if url.drivername == "postgresql+psycopg":
-        return f"{problem} Install edda-wsgi[postgresql]."
-    return f"{problem} Install {driver}, or use {_advised(url)}:// and install edda-wsgi[postgresql]."
-
-
-def _check_backend(name: str) -> None:
-    if name not in ("postgresql", "sqlite"):
-        raise ConfigurationError(
-            f"edda stores its state in PostgreSQL or SQLite; {name!r} is not supported."
-            " Give it a database of its own with DATABASE_URL (or db_url=)."
-        )
-
-
 def refuse_autocommit(engine: Engine) -> None:
     """Where each statement is a transaction of its own, nothing can be saved together with anything.
 
@@ -326,6 +269,17 @@ def _without_parameters() -> Iterator[None]:
     except StatementError as error:
         error.hide_parameters = True
         raise
+
+
+def _keep_prepared(conn: Connection) -> None:
+    """End what has only read, so that psycopg keeps what it has prepared: a rollback makes it forget.
+
+    By the driver: who listens to commits has nothing to learn from it. If it fails, SQLAlchemy's own end of it says so.
+    """
+    # Other pools keep nothing, or give one connection to all.
+    if conn.dialect.driver == "psycopg" and isinstance(conn.engine.pool, QueuePool) and not conn.invalidated:
+        with suppress(conn.dialect.loaded_dbapi.Error):
+            conn.connection.commit()
 
 
 def no_turn_to_give_back() -> None:

@@ -1,7 +1,8 @@
 """Whoever guards a connection is asked before what is done on it.
 
 One set of listeners for an engine, installed before anything is executed there: to listen on each connection costs more
-than a statement, and to begin to listen while others execute disturbs them.
+than a statement, and to begin to listen while others execute disturbs them. About savepoints the engine's dialect asks,
+because the events of savepoints cannot keep a statement from being made.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def let_guards_be_asked(engine: Engine) -> None:
         event.listen(engine, "commit", _before_commit)
     dialect: Any = engine.dialect
     if "do_savepoint" not in vars(dialect):
-        # Its events of savepoints come before a statement that SQLAlchemy makes all the same.
+        # It is the engine's own. If somebody else has replaced this, all savepoints are sent.
         dialect.do_savepoint = partial(_savepoint, dialect.do_savepoint)
         dialect.do_release_savepoint = partial(_release, dialect.do_release_savepoint)
 

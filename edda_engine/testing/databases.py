@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import URL, Pool, event
 
 from edda_engine.errors import ConfigurationError
-from edda_engine.storage.database import normalized_url
+from edda_engine.storage.urls import normalized_url
 
 try:
     import psycopg

@@ -15,7 +15,7 @@ from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from edda_engine.storage.database import normalized_url
+from edda_engine.storage.urls import normalized_url
 from tests.databases import clear
 from tests.faults import wire
 

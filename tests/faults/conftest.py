@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edda_engine.storage.database import normalized_url
+from edda_engine.storage.urls import normalized_url
 from tests.faults.ledger import Ledger
 from tests.faults.processes import Shop
 

@@ -27,7 +27,7 @@ from edda_engine import (
     wait_event,
     workflow,
 )  # fmt: skip
-from edda_engine.storage.database import normalized_url
+from edda_engine.storage.urls import normalized_url
 
 NEWS = ["one", 2, [3], None, "last"]
 JOBS = ["dig", "dive", "dart", "draw"]

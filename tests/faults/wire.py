@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import Connection, Engine, event, make_url
 
-from edda_engine.storage.database import normalized_url
+from edda_engine.storage.urls import normalized_url
 
 IS_JUDGE = "is_judge"
 """The execution option of engines that belong to the test, and on PostgreSQL the name of their connections."""

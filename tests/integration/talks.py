@@ -64,6 +64,8 @@ async def begun(url: str, flow: Any, *args: Any, **options: Any) -> AsyncIterato
     async with edda(url, **options) as app:
         instance_id = await app.start(flow, *args)
         await asleep(Tables(url), instance_id)
+        claimer = app._running()._claimer
+        await until(lambda: claimer._offered_to is not None)  # its first claim does more than any after it
         yield app, instance_id
 
 

@@ -13,10 +13,11 @@ from sqlalchemy import Connection, text
 
 from edda_engine import EddaApp, RetryPolicy, WorkflowContext, activity, sleep, wait_event, workflow
 from edda_engine.core.ports import NewInstance
+from edda_engine.errors import LeaseLostError
 from edda_engine.runtime.engine import Engine
 from edda_engine.storage.database import Database
 from edda_engine.storage.starts import insert_instance
-from tests.integration.engines import MUCH_LATER, SERVICE, Gate, Tables, edda, run, storage, until
+from tests.integration.engines import MUCH_LATER, SERVICE, Gate, Tables, edda, run, storage, until, write_note
 from tests.integration.probing import Points
 from tests.integration.talks import RARELY
 
@@ -333,3 +334,38 @@ def test_a_body_that_has_returned_without_its_lease_does_not_keep_the_worker_fro
         return bool(executor._driving)
 
     assert asyncio.run(main()) is False
+
+
+def test_an_activity_that_a_stopped_worker_has_left_behind_ends_at_its_commit(database_url: str) -> None:
+    """It must not go on to what it does when its rows are saved: they are not."""
+    gate, ended = Gate(), threading.Event()
+    told: list[str] = []
+    Tables(database_url).make_notes()
+
+    @activity
+    def pays(ctx: WorkflowContext) -> None:
+        try:
+            write_note(ctx, "paid")
+            gate.hold()
+            ctx.session.commit()
+            told.append("went on")
+        except LeaseLostError:
+            told.append("refused")
+            raise
+        finally:
+            ended.set()
+
+    @workflow
+    async def flow(ctx: WorkflowContext) -> None:
+        await pays(ctx)
+
+    async def main() -> None:
+        async with edda(database_url) as app:
+            await app.start(flow)
+            await gate.is_reached()
+            await app.shutdown(timeout=0)
+        gate.open()
+        await until(ended.is_set)
+
+    asyncio.run(main())
+    assert told == ["refused"]

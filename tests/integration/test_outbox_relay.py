@@ -33,7 +33,8 @@ from edda_engine import (
 from edda_engine.core.ports import OutboxEvent
 from edda_engine.outbox.outgoing import OutgoingEvent
 from edda_engine.storage import outbox
-from edda_engine.storage.database import Database, normalized_url
+from edda_engine.storage.database import Database
+from edda_engine.storage.urls import normalized_url
 from tests.integration.engines import Tables, edda, run, storage, until
 from tests.integration.test_engine_outages import Proxy
 from tests.receivers import ACCEPTED, Answer, Receiver, receiving

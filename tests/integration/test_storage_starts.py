@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection
 
 from edda_engine.core.ports import NewInstance
 from edda_engine.errors import InstanceConflictError
@@ -77,34 +77,3 @@ def test_the_same_start_again_starts_nothing_and_another_one_of_its_id_is_refuse
     for other in (replace(new, input_json='{"a": 2}'), replace(new, workflow_name="other")):
         with pytest.raises(InstanceConflictError):
             run(database, lambda conn, other=other: insert_instance(conn, other))  # type: ignore[misc]
-
-
-def test_reading_keeps_what_the_driver_has_prepared(postgres_url: str) -> None:
-    """At a rollback psycopg forgets it, and the next start in a session is parsed and planned anew."""
-    with storage(postgres_url) as database:
-
-        def prepared() -> list[str]:
-            return list(conn.exec_driver_sql("SELECT statement FROM pg_prepared_statements").scalars())
-
-        for number in range(7):
-            with database.write(service=False) as conn:
-                insert_instance(conn, replace(PLAIN, instance_id=f"i{number}"))
-        with database.read() as conn:
-            assert conn.execute(text("SELECT count(*) FROM edda_instances")).scalar() == 7
-        with database.write(service=False) as conn:
-            assert any("INSERT INTO edda_instances" in statement for statement in prepared())
-
-
-def test_what_was_read_is_read_although_the_end_of_the_reading_fails(postgres_url: str) -> None:
-    with storage(postgres_url) as database:
-
-        @event.listens_for(database.engine, "commit")
-        def breaks(conn: Connection) -> None:
-            raw: Any = conn.connection.dbapi_connection
-            raw.pgconn.finish()
-
-        with database.read() as conn:
-            assert conn.execute(text("SELECT 1")).scalar() == 1
-        event.remove(database.engine, "commit", breaks)
-        with database.read() as conn:
-            assert conn.execute(text("SELECT 2")).scalar() == 2

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import Connection, create_engine, inspect, text
 
 from edda_engine.errors import ConfigurationError, UsageError
-from edda_engine.storage.database import Database, normalized_url
+from edda_engine.storage.database import Database
+from edda_engine.storage.urls import normalized_url
 from edda_engine.testing.databases import fresh_postgresql, hasty_sqlite
 from edda_engine.testing.rows import Rows, differences, read_rows
 from edda_engine.testing.snapshots import snapshot_of

@@ -20,7 +20,7 @@ from edda_engine.core.events import EventType, StepKey, event_json
 from edda_engine.core.ports import DIRECT_CHANNEL, SubscriptionChange, WaitKind, WaitRequest
 from edda_engine.core.status import Status
 from edda_engine.storage import delivery, instances, migrate
-from edda_engine.storage.database import Database, normalized_url
+from edda_engine.storage.database import Database
 from edda_engine.storage.messages import insert_messages
 from edda_engine.storage.units import (
     AlreadyRecorded,
@@ -34,6 +34,7 @@ from edda_engine.storage.units import (
     Take,
     Wait,
 )
+from edda_engine.storage.urls import normalized_url
 from tests.property.mailboxes import ENGINES, JOBS, MODES, NEWS, PAID, SENDERS, TABLES, WORKER, Box, GaveUp, World
 
 usually_closed = st.sampled_from([False, True, False])

@@ -20,7 +20,7 @@ from edda_engine.core.events import EventType, StepKey, event_json
 from edda_engine.core.status import Status
 from edda_engine.storage import claiming, instances, migrate
 from edda_engine.storage.commit import commit_units
-from edda_engine.storage.database import Database, normalized_url
+from edda_engine.storage.database import Database
 from edda_engine.storage.retries import RetryState
 from edda_engine.storage.starts import insert_instance
 from edda_engine.storage.units import (
@@ -36,6 +36,7 @@ from edda_engine.storage.units import (
     Step,
     Wait,
 )
+from edda_engine.storage.urls import normalized_url
 from tests.property.leases import DUE, LATER, WORKERS, Leases, Run
 from tests.property.mailboxes import ENGINES, FLOW, SERVICE, GaveUp
 

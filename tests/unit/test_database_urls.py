@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from edda_engine.errors import ConfigurationError
-from edda_engine.storage.database import Database, normalized_url
+from edda_engine.storage.database import Database
+from edda_engine.storage.urls import normalized_url
 
 
 @pytest.mark.parametrize(
