@@ -180,6 +180,7 @@ class Claimer:
                 if found is _NOT_LOOKED or await self._look_ahead(found):
                     is_told = await self._rest()
                 else:
+                    self._is_woken_from_here |= is_from_here and found.is_new
                     is_told = is_told or self._woken.is_set()
         finally:
             self._alarm.cancel()

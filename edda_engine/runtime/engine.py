@@ -177,7 +177,7 @@ class Engine:
         _log.info("Worker %s of service %s is ready", self.worker_id, self._settings.service_name)
 
     def wake(self, *, for_start: bool = False) -> bool:
-        """Look for work now; safe from any thread. False if this worker takes none, not yet or not any more."""
+        """Look for work now, *for_start*: for a new start first; from any thread. False if this worker takes none now."""
         return self._soon(partial(self._claimer.wake, for_start=for_start)) and self.is_claiming
 
     @property

@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 _STATEMENT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) (sa_savepoint_\d+)")
-_IDLE, _BEGUN = 0, 2
-"""States of a transaction as libpq numbers them: nothing was sent yet; something was, and has not failed."""
+_IDLE, _FAILED = 0, 3
+"""States of a transaction as libpq numbers them: nothing was sent yet; a statement has failed. Above: no connection."""
 
 
 class FirstSavepoint:
@@ -64,7 +64,7 @@ class FirstSavepoint:
         """Whether it is of that *name*, and the server would not refuse its end."""
         # By the driver, behind the back of SQLAlchemy: what was done until then is gone.
         self._was_ended = self._was_ended or (self._was_used and state == _IDLE)
-        return name == self._name and not self._was_ended and (not is_released or state in (_IDLE, _BEGUN))
+        return name == self._name and not self._was_ended and not (is_released and state >= _FAILED)
 
 
 def _state_of(raw: Any) -> int:

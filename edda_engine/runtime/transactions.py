@@ -197,9 +197,9 @@ class AttemptTransaction:
         """Nothing that ends the transaction, and nothing once the attempt is over."""
         if _ENDS_TRANSACTION.match(statement) is not None:
             raise UsageError(_COMMITS_BY_ITSELF)
-        self._refuse_if_spoilt()
+        self._refuse_if_unusable()
 
-    def _refuse_if_spoilt(self) -> None:
+    def _refuse_if_unusable(self) -> None:
         if self._is_spoilt:
             raise UsageError(_COMMITS_BY_ITSELF)
         if self._state is _State.REFUSED:
@@ -207,13 +207,13 @@ class AttemptTransaction:
 
     def begins_savepoint(self, conn: Connection, name: str) -> bool:
         """Whether the savepoint *name* need not be sent."""
-        self._refuse_if_spoilt()
+        self._refuse_if_unusable()
         first = self._first_savepoint
         return first is not None and first.begins(conn.connection.dbapi_connection, name)
 
     def ends_savepoint(self, conn: Connection, name: str) -> bool:
         """Whether its release need not be sent."""
-        self._refuse_if_spoilt()
+        self._refuse_if_unusable()
         first = self._first_savepoint
         return first is not None and first.ends(conn.connection.dbapi_connection, name)
 

@@ -43,6 +43,8 @@ T = TypeVar("T")
 WRITE_OPTION = "edda_write"
 MOST_CONNECTIONS = 3
 """Of the service engine, in each process."""
+_BEGUN = 2
+"""What libpq calls a transaction in which something was sent, and has not failed."""
 _BUSY_TIMEOUT_MS = 60_000
 _PYTHON_DEFAULT_BUSY_MS = 5_000
 
@@ -274,12 +276,16 @@ def _without_parameters() -> Iterator[None]:
 def _keep_prepared(conn: Connection) -> None:
     """End what has only read, so that psycopg keeps what it has prepared: a rollback makes it forget.
 
-    By the driver: who listens to commits has nothing to learn from it. If it fails, SQLAlchemy's own end of it says so.
+    By the driver: who listens to commits has nothing to learn from it. If it fails, SQLAlchemy's own end of it says so;
+    and if what was asked has failed, it may be because of what is prepared.
     """
     # Other pools keep nothing, or give one connection to all.
-    if conn.dialect.driver == "psycopg" and isinstance(conn.engine.pool, QueuePool) and not conn.invalidated:
+    if conn.dialect.driver != "psycopg" or not isinstance(conn.engine.pool, QueuePool) or conn.invalidated:
+        return
+    raw: Any = conn.connection.dbapi_connection
+    if raw.info.transaction_status == _BEGUN:
         with suppress(conn.dialect.loaded_dbapi.Error):
-            conn.connection.commit()
+            raw.commit()
 
 
 def no_turn_to_give_back() -> None:

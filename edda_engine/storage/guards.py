@@ -25,11 +25,11 @@ class Guard(Protocol):
         ...
 
     def begins_savepoint(self, conn: Connection, name: str) -> bool:
-        """Whether the savepoint is one without a statement."""
+        """The savepoint begins: has it done so without a statement?"""
         ...
 
     def ends_savepoint(self, conn: Connection, name: str) -> bool:
-        """Whether it is released without a statement."""
+        """It is released: has that been done without a statement?"""
         ...
 
     def instead_of(self, cursor: Any, statement: str) -> bool:
@@ -46,6 +46,8 @@ def let_guards_be_asked(engine: Engine) -> None:
     if not event.contains(engine, "commit", _before_commit):
         event.listen(engine, "before_cursor_execute", _before_statement)
         event.listen(engine, "do_execute", _instead_of)
+        event.listen(engine, "do_executemany", _instead_of)
+        event.listen(engine, "do_execute_no_params", _instead_of_plain)
         event.listen(engine, "commit", _before_commit)
     dialect: Any = engine.dialect
     if "do_savepoint" not in vars(dialect):
@@ -67,6 +69,10 @@ def _before_statement(conn: Connection, _cursor: Any, statement: str, *_: Any) -
 def _instead_of(cursor: Any, statement: str, _parameters: Any, context: Any) -> bool:
     guard = _guard_of(context.root_connection)
     return guard is not None and guard.instead_of(cursor, statement)
+
+
+def _instead_of_plain(cursor: Any, statement: str, context: Any) -> bool:
+    return _instead_of(cursor, statement, None, context)
 
 
 def _savepoint(send: Callable[[Connection, str], None], conn: Connection, name: str) -> None:

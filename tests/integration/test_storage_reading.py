@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import NotSupportedError
 from sqlalchemy.pool import StaticPool
 
 from edda_engine.core.ports import NewInstance
@@ -59,3 +60,19 @@ def test_on_a_connection_that_all_share_it_commits_nothing_of_others(database_ur
     with database.engine.connect() as conn:
         assert conn.execute(text("SELECT count(*) FROM things")).scalar() == 0
     database.close()
+
+
+def test_what_fails_because_of_what_is_prepared_fails_once(postgres_url: str) -> None:
+    """The plan of a statement does not fit a column that has another type since: psycopg must forget it."""
+    with storage(postgres_url) as database:
+        with database.write(service=False) as conn:
+            conn.execute(text("CREATE TABLE things (n INTEGER)"))
+        for _ in range(7):
+            with database.read() as conn:
+                conn.execute(text("SELECT n FROM things")).all()
+        with database.write() as conn:
+            conn.execute(text("ALTER TABLE things ALTER COLUMN n TYPE TEXT"))
+        with pytest.raises(NotSupportedError, match="cached plan"), database.read() as conn:
+            conn.execute(text("SELECT n FROM things")).all()
+        with database.read() as conn:
+            assert conn.execute(text("SELECT n FROM things")).all() == []

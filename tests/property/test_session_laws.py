@@ -28,7 +28,7 @@ from tests.integration.flask_apps import Base, Note
 
 STEPS = (
     "add", "clash", "begin_nested", "release", "undo", "commit", "rollback", "close", "connect", "read", "misspell", "copy",
-    "end_raw", "add_beside",
+    "end_raw", "add_many_and_end_raw", "add_beside",
 )  # fmt: skip
 SESSIONS = 3
 ACTIVITY = st.lists(st.tuples(st.integers(0, SESSIONS - 1), st.sampled_from(STEPS)), min_size=1, max_size=12)
@@ -115,6 +115,10 @@ def do(step: str, session: Session, transaction: AttemptTransaction, numbers: It
             beneath: Any = session.connection().connection.dbapi_connection
             beneath.rollback()
             session.scalars(select(Note.text)).all()
+        case "add_many_and_end_raw":
+            session.execute(insert(Note), [{"text": f"many {next(numbers)}"} for _ in range(2)])
+            under: Any = session.connection().connection.dbapi_connection
+            under.rollback()
         case "add_beside":  # as start() does, and sending an event
             transaction.connection().execute(
                 text("INSERT INTO note (text) VALUES (:text)"), {"text": f"{next(numbers)}"}
@@ -142,6 +146,7 @@ def do(step: str, session: Session, transaction: AttemptTransaction, numbers: It
 @example([(0, "add"), (1, "add"), (0, "rollback"), (1, "add"), (1, "rollback")])
 @example([(0, "connect"), (1, "connect"), (0, "add"), (0, "commit"), (1, "rollback")])
 @example([(0, "add"), (0, "end_raw"), (0, "commit")])
+@example([(0, "add_many_and_end_raw"), (0, "commit")])
 @example([(0, "add"), (1, "add"), (2, "add"), (0, "commit"), (1, "clash")])
 def test_what_is_left_is_the_same_as_with_every_savepoint_sent(
     database: Database, steps: list[tuple[int, str]]
