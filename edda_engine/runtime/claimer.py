@@ -341,7 +341,8 @@ class Claimer:
             claimed = self._claim_at_once(kept, names, limit, is_new=is_new)
             at_once = claimed.leases
             if not claimed.has_mail:
-                return _Found(None, at_once, is_full=limit == len(at_once), is_new=is_new)
+                most = limit // 2 if is_new else limit
+                return _Found(None, at_once, is_full=most == len(at_once), is_new=is_new)
         kept.close()
         try:
             with self._database.write() as conn:
@@ -362,7 +363,8 @@ class Claimer:
         }  # fmt: skip
         try:
             if is_new:
-                found = claiming.claim_new(kept.execute, **about)
+                # Half of the places are left to whoever has waited longer, or is more urgent, unknown to this worker.
+                found = claiming.claim_new(kept.execute, **{**about, "limit": limit // 2})
                 return Claimed(tuple(found), has_mail=False)  # it has not looked: the look that follows will
             claimed = claim_at_once.claim_at_once(kept.execute, **about)
         except DBAPIError as refused:

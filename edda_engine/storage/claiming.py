@@ -69,7 +69,7 @@ def _CLAIM(dialect: str) -> Any:
 def claim_new(execute: Execute, *, worker_id: str, service: str, names: Collection[str], limit: int) -> list[Lease]:
     """Take up to *limit* of those that nobody has worked on, by a statement alone; only on PostgreSQL.
 
-    Their epoch, which grows with each claim and each release, is 0. They wait for nothing, so no message need be delivered before.
+    Their epoch, which grows with each claim, is 0. They wait for nothing, so no message need be delivered before.
     """
     given = {"worker_id": worker_id, "of_service": service, "names": names, "at_most": limit}
     return [as_lease(row) for row in execute(CLAIM_NEW, given)]

@@ -146,7 +146,7 @@ def _values(new: NewInstance, dialect: str) -> dict[str, Any]:
         "priority": new.priority,
         "delay": new.delay_seconds or 0.0,
         "start_at": None if new.start_at is None else str(stored_instant(new.start_at, dialect)),
-        "lock_timeout_seconds": new.lock_timeout_seconds,
+        "lock_timeout_seconds": float(new.lock_timeout_seconds),  # psycopg2 writes a subclass by its repr
     }
 
 

@@ -17,12 +17,14 @@ import pytest
 from sqlalchemy import event
 
 from edda_engine import EddaApp, WorkflowContext, activity, sleep, wait_event, workflow
+from edda_engine.core.ports import NewInstance
 from edda_engine.core.status import Status
 from edda_engine.events import event_message
 from edda_engine.runtime import claimer
 from edda_engine.storage import claiming, serial
 from edda_engine.storage.delivery import deliver
 from edda_engine.storage.messages import insert_messages
+from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import SERVICE, Gate, Tables, edda, interrupted_at, run, storage, until
 from tests.integration.flask_apps import environment_of
 from tests.integration.test_engine_outages import Proxy
@@ -620,6 +622,41 @@ def test_a_start_that_is_claimed_first_keeps_a_message_of_which_nobody_was_told_
     monkeypatch.setattr(claiming, "claim_new", counted)
     assert asyncio.run(main()) == 1
     assert len(found) == 1
+
+
+def test_new_starts_leave_a_place_to_one_that_is_due_and_of_which_nobody_was_told(postgres_url: str) -> None:
+    tables, is_over = Tables(postgres_url), asyncio.Event()
+
+    @workflow
+    async def hears(ctx: WorkflowContext) -> None:
+        await wait_event(ctx, "never")
+
+    @activity
+    async def hold(ctx: WorkflowContext) -> None:
+        await is_over.wait()
+
+    @workflow
+    async def holds(ctx: WorkflowContext) -> None:
+        await hold(ctx)
+
+    points = Points()
+
+    async def main() -> None:
+        async with edda(postgres_url, poll_interval_seconds=RARELY, max_running=2, probe=points) as app:
+            old = await app.start(hears)
+            await until(lambda: tables.instance(old)["status"] == Status.WAITING_FOR_EVENT)
+            await settle(points)
+            epoch = tables.instance(old)["lock_epoch"]
+            tables.execute("UPDATE edda_instances SET priority = 100, wake_at = '2001-01-01'")
+            with storage(postgres_url) as database:
+                for name in ("first", "second"):
+                    new = NewInstance(name, "holds", SERVICE, "{}", "hash", 60.0)
+                    run(database, lambda conn, new=new: insert_instance(conn, new))  # type: ignore[misc]
+            app._wake(for_start=True)
+            await until(lambda: tables.instance(old)["lock_epoch"] > epoch)
+            is_over.set()
+
+    asyncio.run(main())
 
 
 def test_what_one_statement_has_claimed_goes_on_although_the_delivery_after_it_fails(
