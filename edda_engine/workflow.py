@@ -107,7 +107,8 @@ class DeclaredWorkflow(Declaration, Generic[P, R]):
             service=service,
             input_json=input_json,
             source_hash=self.source_hash,
-            lock_timeout_seconds=lock_timeout or self.lock_timeout_seconds or default_lock_timeout,
+            # A driver may write a number of a class of its own, such as numpy's, in that class's words.
+            lock_timeout_seconds=float(lock_timeout or self.lock_timeout_seconds or default_lock_timeout),
             priority=_checked_priority(options.priority),
             delay_seconds=_delay_seconds(options, self.name),
             start_at=options.start_at,

@@ -6,7 +6,8 @@ costs one statement that takes no lock. While other processes can tell this one 
 often.
 
 Before it claims it delivers messages, also when it has no room for more instances. Only if all was calm, and then
-something was started in this process, it claims that first, by a statement that is over sooner: it waits for no message.
+something was started in this process, it claims that first, on PostgreSQL, by a statement that is over sooner: what
+nobody has worked on waits for no message.
 
 Who is woken because something was done in this very process, and has no room for it, tells the other workers. Who has
 heard it from another process tells nobody: all have heard it.
@@ -72,7 +73,7 @@ class _Found:
     delivered: Delivered = _NOTHING
     is_full: bool = False
     """It brought as much as was asked for: there may be more."""
-    is_new: bool = False
+    is_only_new: bool = False
     """It searched only for what nobody has worked on."""
     problem: Exception | None = None
     """Why it brought no more."""
@@ -162,7 +163,7 @@ class Claimer:
             while True:
                 self._woken.clear()
                 is_from_here, self._is_woken_from_here = self._is_woken_from_here, False
-                is_new, self._is_only_for_start = self._is_only_for_start and self._is_calm, False
+                is_only_new, self._is_only_for_start = self._is_only_for_start and self._is_calm, False
                 # Kept until what is claimed is held: starts that begin here meanwhile must not take the same places.
                 kept = executor.promises.give(BATCH)
                 found: _Found | None = _NOT_LOOKED
@@ -171,7 +172,7 @@ class Claimer:
                     if self._is_full and is_from_here:
                         self._notify(self._service_name)
                     if self._may_search():
-                        found = await self._claim(executor, kept, is_told=is_told, is_new=is_new)
+                        found = await self._claim(executor, kept, is_told=is_told, is_only_new=is_only_new)
                 finally:
                     executor.promises.end(kept)
                 if found is None or found.is_full:
@@ -180,7 +181,7 @@ class Claimer:
                 if found is _NOT_LOOKED or await self._look_ahead(found):
                     is_told = await self._rest()
                 else:
-                    self._is_woken_from_here |= is_from_here and found.is_new
+                    self._is_woken_from_here |= is_from_here and found.is_only_new
                     is_told = is_told or self._woken.is_set()
         finally:
             self._alarm.cancel()
@@ -207,14 +208,17 @@ class Claimer:
                 await self._woken.wait()
         return self._woken.is_set()
 
-    async def _claim(self, executor: Executor, limit: int, *, is_told: bool, is_new: bool) -> _Found | None:
-        """Deliver messages and take what is due, or only what *is_new*; ``None`` if the database did not say."""
+    async def _claim(self, executor: Executor, limit: int, *, is_told: bool, is_only_new: bool) -> _Found | None:
+        """Deliver messages and take what is due; ``None`` if the database did not say.
+
+        :param is_only_new: Only take what nobody has worked on, if that can be.
+        """
         self._is_calm = False
         names = workflows.names()
         limit = limit if names else 0
         try:
             found = await self._service.alone(
-                lambda kept: self._search(kept, names, limit, is_told=is_told, is_new=is_new)
+                lambda kept: self._search(kept, names, limit, is_told=is_told, is_only_new=is_only_new)
             )
             self._probe("claim.after_commit")
             known = [lease for lease in found.leases if lease.has_history and not executor.has_parked(lease)]
@@ -250,7 +254,7 @@ class Claimer:
             return False
         self._is_calm = not left.has_work
         self._set_alarm(left)
-        if found.is_new and left.has_work:
+        if found.is_only_new and left.has_work:
             return False
         if self._takes_one_statement and not self._is_prepared:
             self._is_prepared = True
@@ -328,8 +332,8 @@ class Claimer:
         _log.warning("The database answers again; work is claimed")
         self._has_outage = False
 
-    def _search(self, kept: Kept, names: list[str], limit: int, *, is_told: bool, is_new: bool) -> _Found:
-        """On the service thread: deliver, and claim up to *limit* instances; if *is_new*, only new ones, if that can be."""
+    def _search(self, kept: Kept, names: list[str], limit: int, *, is_told: bool, is_only_new: bool) -> _Found:
+        """On the service thread: deliver, and claim up to *limit* instances."""
         offers_again = names != self._offered_to
         if not offers_again and (self._database.is_sqlite or not is_told or limit == 0):
             # Nothing is locked in order to find nothing: SQLite admits one writer.
@@ -338,11 +342,12 @@ class Claimer:
                 return _Found(seen)
         at_once: tuple[Lease, ...] = ()
         if not offers_again and limit >= _FOR_ONE_STATEMENT and self._takes_one_statement:
-            claimed = self._claim_at_once(kept, names, limit, is_new=is_new)
+            # Half of the places are left to whoever is due unknown to this worker, has waited longer or is more urgent.
+            most = limit // 2 if is_only_new else limit
+            claimed = self._claim_at_once(kept, names, most, is_only_new=is_only_new)
             at_once = claimed.leases
             if not claimed.has_mail:
-                most = limit // 2 if is_new else limit
-                return _Found(None, at_once, is_full=most == len(at_once), is_new=is_new)
+                return _Found(None, at_once, is_full=most == len(at_once), is_only_new=is_only_new)
         kept.close()
         try:
             with self._database.write() as conn:
@@ -356,15 +361,14 @@ class Claimer:
         leases = [*at_once, *leases]
         return _Found(None, tuple(leases), delivered, is_full=0 < limit == len(leases))
 
-    def _claim_at_once(self, kept: Kept, names: list[str], limit: int, *, is_new: bool) -> Claimed:
+    def _claim_at_once(self, kept: Kept, names: list[str], limit: int, *, is_only_new: bool) -> Claimed:
         self._probe("claim.before_commit")
         about: dict[str, Any] = {
             "worker_id": self._worker_id, "service": self._service_name, "names": names, "limit": limit,
         }  # fmt: skip
         try:
-            if is_new:
-                # Half of the places are left to whoever has waited longer, or is more urgent, unknown to this worker.
-                found = claiming.claim_new(kept.execute, **{**about, "limit": limit // 2})
+            if is_only_new:
+                found = claiming.claim_new(kept.execute, **about)
                 return Claimed(tuple(found), has_mail=False)  # it has not looked: the look that follows will
             claimed = claim_at_once.claim_at_once(kept.execute, **about)
         except DBAPIError as refused:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from edda_engine.storage.libpq import FAILED, IDLE, state_of
+
 _STATEMENT = re.compile(r"(SAVEPOINT|RELEASE SAVEPOINT|ROLLBACK TO SAVEPOINT) (sa_savepoint_\d+)")
-_IDLE, _FAILED = 0, 3
-"""States of a transaction as libpq numbers them: nothing was sent yet; a statement has failed. Above: no connection."""
 
 
 class FirstSavepoint:
@@ -27,14 +27,14 @@ class FirstSavepoint:
 
     def begins(self, raw: Any, name: str) -> bool:
         """The savepoint *name* begins on the driver's connection *raw*: is it this one? Then it is kept in mind."""
-        if self._name is not None or _state_of(raw) != _IDLE:
+        if self._name is not None or state_of(raw) != IDLE:
             return False
         self._name, self._inside, self._was_used, self._was_ended = name, None, False, False
         return True
 
     def ends(self, raw: Any, name: str) -> bool:
         """The savepoint *name* is released: was it this one, and is nothing to be sent? Then it is over."""
-        if self._inside is not None or not self._is_sound(name, _state_of(raw), is_released=True):
+        if self._inside is not None or not self._is_sound(name, state_of(raw), is_released=True):
             return False
         self._name = None
         return True
@@ -43,7 +43,7 @@ class FirstSavepoint:
         """Whether that was all that *statement* needs; all are told, except what was done by the two above."""
         found = _STATEMENT.fullmatch(statement)
         verb, name = found.groups() if found is not None else (None, None)
-        is_sound = self._is_sound(name, _state_of(cursor.connection), is_released=verb == "RELEASE SAVEPOINT")
+        is_sound = self._is_sound(name, state_of(cursor.connection), is_released=verb == "RELEASE SAVEPOINT")
         if name is None or name != self._name:
             self._was_used = True
             if verb == "SAVEPOINT":
@@ -63,9 +63,5 @@ class FirstSavepoint:
     def _is_sound(self, name: str | None, state: int, *, is_released: bool) -> bool:
         """Whether it is of that *name*, and the server would not refuse its end."""
         # By the driver, behind the back of SQLAlchemy: what was done until then is gone.
-        self._was_ended = self._was_ended or (self._was_used and state == _IDLE)
-        return name == self._name and not self._was_ended and not (is_released and state >= _FAILED)
-
-
-def _state_of(raw: Any) -> int:
-    return int(raw.info.transaction_status)
+        self._was_ended = self._was_ended or (self._was_used and state == IDLE)
+        return name == self._name and not self._was_ended and not (is_released and state >= FAILED)

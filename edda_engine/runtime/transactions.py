@@ -36,6 +36,7 @@ _COMMITS_BY_ITSELF = (
     " rollback(), which end savepoints, or begin_nested(); leave the connection's own transaction alone."
 )
 
+_IS_OVER = "This attempt of the activity is over; it cannot use the database any more."
 
 _TELL_THEIR_STATE = ("psycopg", "psycopg2")
 """Drivers of PostgreSQL that tell, without asking the server, whether anything was sent in a transaction."""
@@ -182,7 +183,7 @@ class AttemptTransaction:
 
     def _refuse_if_over(self) -> None:
         if self._state in (_State.REFUSED, _State.OVER):
-            raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
+            raise LeaseLostError(_IS_OVER)
 
     def before_commit(self, conn: Connection) -> None:
         """Only :meth:`commit` may; whoever else tries has spoilt the attempt (see ``storage.guards``)."""
@@ -203,7 +204,7 @@ class AttemptTransaction:
         if self._is_spoilt:
             raise UsageError(_COMMITS_BY_ITSELF)
         if self._state is _State.REFUSED:
-            raise LeaseLostError("This attempt of the activity is over; it cannot use the database any more.")
+            raise LeaseLostError(_IS_OVER)
 
     def begins_savepoint(self, conn: Connection, name: str) -> bool:
         """Whether the savepoint *name* need not be sent."""

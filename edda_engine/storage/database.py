@@ -36,6 +36,7 @@ from edda_engine.errors import ConfigurationError
 from edda_engine.storage.alone import Alone, Kept
 from edda_engine.storage.connecting import name_connections, note_parameters, without_driver_options
 from edda_engine.storage.guards import let_guards_be_asked
+from edda_engine.storage.libpq import BEGUN, state_of
 from edda_engine.storage.urls import check_backend, missing_driver, normalized_url
 
 T = TypeVar("T")
@@ -43,8 +44,6 @@ T = TypeVar("T")
 WRITE_OPTION = "edda_write"
 MOST_CONNECTIONS = 3
 """Of the service engine, in each process."""
-_BEGUN = 2
-"""What libpq calls a transaction in which something was sent, and has not failed."""
 _BUSY_TIMEOUT_MS = 60_000
 _PYTHON_DEFAULT_BUSY_MS = 5_000
 
@@ -135,7 +134,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A short look at what is committed, on the application's pool."""
+        """A short look at what is committed, on the application's pool; what is changed in it may stay."""
         with _without_parameters(), self.engine.connect() as conn:
             try:
                 yield conn
@@ -280,10 +279,15 @@ def _keep_prepared(conn: Connection) -> None:
     and if what was asked has failed, it may be because of what is prepared.
     """
     # Other pools keep nothing, or give one connection to all.
-    if conn.dialect.driver != "psycopg" or not isinstance(conn.engine.pool, QueuePool) or conn.invalidated:
+    if (
+        conn.dialect.driver != "psycopg"
+        or not isinstance(conn.engine.pool, QueuePool)
+        or conn.closed
+        or conn.invalidated
+    ):
         return
     raw: Any = conn.connection.dbapi_connection
-    if raw.info.transaction_status == _BEGUN:
+    if raw is not None and state_of(raw) == BEGUN:
         with suppress(conn.dialect.loaded_dbapi.Error):
             raw.commit()
 

@@ -105,7 +105,7 @@ def insert_instance(conn: Connection, new: NewInstance) -> bool:
     started = _known_start(conn, new, None)
     if isinstance(started, InstanceConflictError):
         raise started
-    return started.is_new
+    return insert_instance(conn, new) if started is None else started.is_new
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def insert_instances(
     return [
         as_started(new, claimed_by, inserted.pop(new.instance_id))
         if new.instance_id in inserted  # of two that are the same, one
-        else _known_start(conn, new, claimed_by)
+        else _known_start(conn, new, claimed_by) or insert_instances(conn, [(new, claimed_by)])[0]
         for new, claimed_by in starts
     ]
 
@@ -146,7 +146,7 @@ def _values(new: NewInstance, dialect: str) -> dict[str, Any]:
         "priority": new.priority,
         "delay": new.delay_seconds or 0.0,
         "start_at": None if new.start_at is None else str(stored_instant(new.start_at, dialect)),
-        "lock_timeout_seconds": float(new.lock_timeout_seconds),  # psycopg2 writes a subclass by its repr
+        "lock_timeout_seconds": new.lock_timeout_seconds,
     }
 
 
@@ -162,16 +162,19 @@ def as_started(new: NewInstance, claimed_by: str | None, started_at: datetime | 
     return Started(True, lease)
 
 
-def _known_start(conn: Connection, new: NewInstance, claimed_by: str | None) -> Started | InstanceConflictError:
+def _known_start(conn: Connection, new: NewInstance, claimed_by: str | None) -> Started | InstanceConflictError | None:
+    """What the instance of that id means for this start; ``None`` if it is gone since its id was refused."""
     columns = (_C.workflow_name, _C.input, _C.locked_by, _C.lock_epoch, _C.started_at)
     known = conn.execute(select(*columns).where(_C.instance_id == new.instance_id)).first()
-    if known is not None and (known.workflow_name != new.workflow_name or parse(known.input) != parse(new.input_json)):
+    if known is None:
+        return None
+    if known.workflow_name != new.workflow_name or parse(known.input) != parse(new.input_json):
         return InstanceConflictError(
             new.instance_id,
             recorded=f"{known.workflow_name}({_short(known.input)})",
             requested=f"{new.workflow_name}({_short(new.input_json)})",
         )
-    if known is not None and claimed_by is not None and (known.locked_by, known.lock_epoch) == (claimed_by, 1):
+    if claimed_by is not None and (known.locked_by, known.lock_epoch) == (claimed_by, 1):
         # This very start: only the answer to its commit was lost. Its worker must know what it holds.
         return as_started(new, claimed_by, known.started_at)
     return Started(False)

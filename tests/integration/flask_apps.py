@@ -69,11 +69,13 @@ def saved_notes(database_url: str) -> list[str]:
 
 
 def saved_instances(database_url: str) -> list[str]:
-    """The ids of the instances that are durable now."""
+    """The ids of the instances that are durable now, in the order in which they were started."""
     with outside(database_url) as engine, engine.connect() as conn:
         if not inspect(conn).has_table("edda_instances"):
             return []
-        return list(conn.execute(text("SELECT instance_id FROM edda_instances ORDER BY created_at")).scalars())
+        # On SQLite created_at is as fine as a millisecond.
+        order = "rowid" if engine.dialect.name == "sqlite" else "created_at"
+        return list(conn.execute(text(f"SELECT instance_id FROM edda_instances ORDER BY {order}")).scalars())
 
 
 class Shop:

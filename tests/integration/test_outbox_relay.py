@@ -48,12 +48,6 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with storage(database_url) as found:
-        yield found
-
-
-@pytest.fixture
 def tables(database: Database, database_url: str) -> Tables:
     return Tables(database_url)
 

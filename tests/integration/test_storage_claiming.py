@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -18,12 +17,6 @@ from edda_engine.storage.database import Database
 from edda_engine.storage.schema import metadata
 from edda_engine.storage.starts import insert_instance
 from tests.integration.engines import Tables, run, storage
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with storage(database_url) as made:
-        yield made
 
 
 def insert(database: Database, *ids: str, **values: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,18 +30,7 @@ from edda_engine.storage.commit import (
 from edda_engine.storage.database import Database
 from edda_engine.storage.retries import RetryState
 from edda_engine.storage.starts import insert_instance
-from tests.integration.engines import Tables, run, storage
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with storage(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def tables(database_url: str) -> Tables:
-    return Tables(database_url)
+from tests.integration.engines import Tables, run
 
 
 def started(database: Database, *ids: str, worker_id: str = "worker") -> dict[str, Holder]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 from sqlalchemy import Connection, text
 
 from edda_engine.core.ports import OutboxEvent
@@ -15,12 +14,6 @@ from edda_engine.storage.database import Database
 from edda_engine.storage.outbox import Claim, Dead, Delayed, HandedBack, Outcome, Published
 from tests.integration.engines import run, storage
 from tests.support import eventually
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with storage(database_url) as found:
-        yield found
 
 
 def write(database: Database, *names: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,20 +12,9 @@ from edda_engine.storage import claiming
 from edda_engine.storage.database import Database
 from edda_engine.storage.outlook import Next, Outlook, look
 from edda_engine.storage.starts import insert_instance
-from tests.integration.engines import Tables, run, storage
+from tests.integration.engines import Tables, run
 
 PAST, FUTURE = "2001-01-01 00:00:00.000", "2099-01-01 00:00:00.000"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with storage(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def tables(database_url: str) -> Tables:
-    return Tables(database_url)
 
 
 def insert(

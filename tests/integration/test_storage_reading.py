@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,12 +16,6 @@ from tests.integration.engines import storage
 from tests.integration.flask_apps import driver_url
 
 NEW = NewInstance("", "wf", "tests", "{}", "hash", 60.0)
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with storage(database_url) as made:
-        yield made
 
 
 def test_it_keeps_what_the_driver_has_prepared(postgres_url: str) -> None:

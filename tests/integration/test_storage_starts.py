@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from edda_engine.core.ports import NewInstance
 from edda_engine.errors import InstanceConflictError
 from edda_engine.storage.database import Database
 from edda_engine.storage.starts import Started, insert_instance, insert_instances
-from tests.integration.engines import Tables, run, storage
+from tests.integration.engines import Tables, run
 
 PLAIN = NewInstance("", "wf", "tests", "{}", "hash", 60.0)
 FAR_OFF = datetime(2099, 6, 1, 12, 30, 15, 123456, tzinfo=timezone(timedelta(hours=5, minutes=45)))
@@ -38,17 +37,6 @@ KINDS = {
     "a moment later": replace(PLAIN, delay_seconds=0.001),
 }
 OF_ITSELF = {"instance_id", "created_at", "updated_at"}
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with storage(database_url) as made:
-        yield made
-
-
-@pytest.fixture
-def tables(database_url: str) -> Tables:
-    return Tables(database_url)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,3 +65,25 @@ def test_the_same_start_again_starts_nothing_and_another_one_of_its_id_is_refuse
     for other in (replace(new, input_json='{"a": 2}'), replace(new, workflow_name="other")):
         with pytest.raises(InstanceConflictError):
             run(database, lambda conn, other=other: insert_instance(conn, other))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_one_that_is_pruned_as_its_id_is_refused_is_started_again(
+    database: Database, tables: Tables, is_alone: bool
+) -> None:
+    new = replace(PLAIN, instance_id="i")
+    run(database, lambda conn: insert_instance(conn, new))
+    pruned: list[str] = []
+
+    def prune(conn: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT") and not pruned:
+            pruned.append("i")
+            conn.exec_driver_sql("DELETE FROM edda_instances")
+
+    event.listen(database.service, "before_cursor_execute", prune)
+    if is_alone:
+        assert run(database, lambda conn: insert_instance(conn, new))
+    else:
+        assert run(database, lambda conn: insert_instances(conn, [(new, None)])) == [Started(True)]
+    event.remove(database.service, "before_cursor_execute", prune)
+    assert (pruned, tables.value("SELECT count(*) FROM edda_instances")) == (["i"], 1)

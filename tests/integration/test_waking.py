@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from edda_engine import EddaApp, WorkflowContext, activity, sleep, wait_event, workflow
 from edda_engine.core.ports import NewInstance
@@ -622,6 +623,31 @@ def test_a_start_that_is_claimed_first_keeps_a_message_of_which_nobody_was_told_
     monkeypatch.setattr(claiming, "claim_new", counted)
     assert asyncio.run(main()) == 1
     assert len(found) == 1
+
+
+def test_a_new_start_of_whose_claim_nobody_came_to_know_runs_all_the_same(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, tables, points = declare_number(), Tables(postgres_url), Points()
+    lost: list[Any] = []
+
+    def loses_the_answer(*args: Any, **about: Any) -> Any:
+        found = claim_new(*args, **about)
+        lost.extend(found)
+        raise OperationalError("", {}, psycopg.OperationalError("the answer is lost"))
+
+    claim_new = claiming.claim_new
+
+    async def main() -> Any:
+        async with edda(postgres_url, poll_interval_seconds=RARELY, probe=points) as app:
+            await settle(points)
+            monkeypatch.setattr(claiming, "claim_new", loses_the_answer)
+            await number.options(instance_id="first").start(7)
+            return await app.result("first", timeout=20)
+
+    assert asyncio.run(main()) == 7
+    assert [lease.instance_id for lease in lost] == ["first"]
+    assert tables.instance("first")["takeovers"] == 0
 
 
 def test_new_starts_leave_a_place_to_one_that_is_due_and_of_which_nobody_was_told(postgres_url: str) -> None:

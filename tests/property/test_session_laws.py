@@ -28,7 +28,7 @@ from tests.integration.flask_apps import Base, Note
 
 STEPS = (
     "add", "clash", "begin_nested", "release", "undo", "commit", "rollback", "close", "connect", "read", "misspell", "copy",
-    "end_raw", "add_many_and_end_raw", "add_beside",
+    "end_raw", "add_many_and_end_raw", "add_plainly_and_end_raw", "add_beside",
 )  # fmt: skip
 SESSIONS = 3
 ACTIVITY = st.lists(st.tuples(st.integers(0, SESSIONS - 1), st.sampled_from(STEPS)), min_size=1, max_size=12)
@@ -89,6 +89,12 @@ def left_by(kind: type[AttemptTransaction], database: Database, steps: list[tupl
         current_place.reset(token)
 
 
+def end_beneath(session: Session) -> None:
+    """End the transaction behind SQLAlchemy's back."""
+    raw: Any = session.connection().connection.dbapi_connection
+    raw.rollback()
+
+
 def do(step: str, session: Session, transaction: AttemptTransaction, numbers: Iterator[int]) -> None:
     match step:
         case "add":
@@ -112,13 +118,15 @@ def do(step: str, session: Session, transaction: AttemptTransaction, numbers: It
                 copy.write(f"{next(numbers)}\n")
         case "end_raw":
             session.scalars(select(Note.text)).all()
-            beneath: Any = session.connection().connection.dbapi_connection
-            beneath.rollback()
+            end_beneath(session)
             session.scalars(select(Note.text)).all()
         case "add_many_and_end_raw":
             session.execute(insert(Note), [{"text": f"many {next(numbers)}"} for _ in range(2)])
-            under: Any = session.connection().connection.dbapi_connection
-            under.rollback()
+            end_beneath(session)
+        case "add_plainly_and_end_raw":
+            without = session.connection().execution_options(no_parameters=True)
+            without.exec_driver_sql(f"INSERT INTO note (text) VALUES ('plain {next(numbers)}')")
+            end_beneath(session)
         case "add_beside":  # as start() does, and sending an event
             transaction.connection().execute(
                 text("INSERT INTO note (text) VALUES (:text)"), {"text": f"{next(numbers)}"}
@@ -147,6 +155,7 @@ def do(step: str, session: Session, transaction: AttemptTransaction, numbers: It
 @example([(0, "connect"), (1, "connect"), (0, "add"), (0, "commit"), (1, "rollback")])
 @example([(0, "add"), (0, "end_raw"), (0, "commit")])
 @example([(0, "add_many_and_end_raw"), (0, "commit")])
+@example([(0, "add_plainly_and_end_raw"), (0, "commit")])
 @example([(0, "add"), (1, "add"), (2, "add"), (0, "commit"), (1, "clash")])
 def test_what_is_left_is_the_same_as_with_every_savepoint_sent(
     database: Database, steps: list[tuple[int, str]]

@@ -389,6 +389,18 @@ def test_the_lock_timeout_is_taken_from_the_start_then_the_decorator_then_the_se
     assert found == [300.0, 60, 20, 10]
 
 
+def test_a_lock_timeout_that_is_a_number_of_a_class_of_its_own_becomes_a_float() -> None:
+    """As those of numpy, which psycopg2 would write as ``np.float64(2.5)``."""
+
+    class Number(float): ...
+
+    @workflow
+    async def plain(ctx: WorkflowContext) -> None: ...
+
+    found = prepared(plain, lock_timeout_seconds=Number(2.5)).lock_timeout_seconds
+    assert (type(found), found) == (float, 2.5)
+
+
 def test_ids_are_made_when_none_is_given_and_differ() -> None:
     @workflow
     async def plain(ctx: WorkflowContext) -> None: ...
